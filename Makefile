@@ -1,0 +1,38 @@
+# make demo      a virtual environment, the installation, and a first video
+# make test      all tests
+# make check     ruff and mypy
+# make package   wheel, sdist and editable install, each tried from outside the checkout
+# make toyland   train the embedded model again from nothing
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test check package toyland
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/vgen generate "a red ball bounces on the grass" --seed 7 --output outputs/demo.mp4 --force
+	@echo "Your video: $(CURDIR)/outputs/demo.mp4"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+package: $(INSTALLED)
+	scripts/check_packaging.sh $(BIN)/python
+
+toyland: $(INSTALLED)
+	$(BIN)/vgen train vae --output runs/vae
+	$(BIN)/vgen train base --vae runs/vae --output runs/base
+	$(BIN)/vgen train export runs/base --output vgen/toyland/checkpoint

@@ -1,0 +1,1 @@
+"""One module per task: the plot and nothing else."""
