@@ -1,0 +1,58 @@
+"""Model families: what a sampler and a pipeline need of one, and how a checkpoint's is found."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, cast
+
+from vgen.checkpoints import Checkpoint, verify
+from vgen.runtime import Runtime
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Family -> the module and class that loads it, imported only when a checkpoint of the family is.
+FAMILIES = {"wan": "vgen.backbones.wan:Wan"}
+
+
+class Backbone(Protocol):
+    """A loaded checkpoint. Latents are float32 [B, C, T, h, w] on the runtime's device."""
+
+    checkpoint: Checkpoint
+    runtime: Runtime
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+        """Return text [B, L, D] for B prompts."""
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Return the words of a prompt that the tokenizer does not know, each once, in order."""
+
+    def num_tokens(self, prompt: str) -> int:
+        """Return how many tokens a prompt has before it is cut to what the model reads."""
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Return (C, T, h, w) for a video of frames and pixels."""
+
+    def sigmas(self, num_inference_steps: int) -> Tensor:
+        """Return the checkpoint's own schedule, float32 [N + 1], from noise to 0."""
+
+    def velocity(self, latents: Tensor, sigma: Tensor, text: Tensor, known: Tensor | None = None) -> Tensor:
+        """Return dx/dsigma, float32 as latents; `known` is true where the latents are given and free of noise."""
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Return latents for frames uint8 [B, F, H, W, 3]."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return frames uint8 [B, F, H, W, 3] for latents."""
+
+
+def load(checkpoint: Checkpoint, runtime: Runtime) -> Backbone:
+    """Return the backbone of a checkpoint on a runtime, its files verified first; raises `CheckpointError`."""
+    if checkpoint.repo is not None:
+        from vgen.checkpoints import download
+
+        download(checkpoint.repo, checkpoint.revision)
+    verify(checkpoint)
+    module, _, name = FAMILIES[checkpoint.family].partition(":")
+    return cast(Backbone, getattr(importlib.import_module(module), name)(checkpoint, runtime))

@@ -1,0 +1,1 @@
+"""What the user gives, in the form that a backbone takes."""

@@ -1,0 +1,20 @@
+"""The prompt as a model reads it."""
+
+from __future__ import annotations
+
+import html
+import re
+
+
+def clean_prompt(prompt: str) -> str:
+    """Return a prompt with HTML entities resolved and white space joined, as diffusers' Wan pipelines clean it.
+
+    Broken Unicode is mended where ftfy is installed, as it is there.
+    """
+    try:
+        import ftfy
+    except ImportError:
+        pass
+    else:
+        prompt = ftfy.fix_text(prompt)
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()

@@ -1,0 +1,37 @@
+"""Errors that people read: what was given, what was expected, and how to fix it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VgenError(Exception):
+    """A failure with a message for people; the command line prints it and exits with `exit_code`."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, tip: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.tip = tip
+
+    def __str__(self) -> str:
+        return self.message if self.tip is None else f"{self.message}\nTip: {self.tip}"
+
+
+class UsageError(VgenError):
+    """The request itself is wrong: an unknown name, an illegal value, options that exclude each other."""
+
+    exit_code = 2
+
+
+class CheckpointError(VgenError):
+    """A checkpoint is missing, damaged, or of a kind that vgen cannot run."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean "x"?` for the closest of `known`, or an empty string when none is close."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f' Did you mean "{by_lower[close[0]]}"?' if close else ""

@@ -1,0 +1,120 @@
+"""Which device and number format a run uses, and what it cost: the only place that asks about hardware."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vgen.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = {
+    "auto": "auto",
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """A device ("cpu", "cuda:0", ...) and the number format of the transformer and the text encoder ("bfloat16", ...)."""
+
+    device: str
+    dtype: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The number format as torch names it."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+def check_names(device: str, dtype: str) -> None:
+    """Raise `UsageError` unless both are names that `choose` takes; asks no hardware and imports nothing."""
+    kind, colon, index = device.partition(":")
+    if kind not in DEVICES or (colon and not (kind == "cuda" and index.isdigit())):
+        raise UsageError(
+            f'There is no device "{device}".{did_you_mean(kind, DEVICES)}',
+            tip=f"choose one of: {', '.join(DEVICES)}, or one of several GPUs as cuda:1.",
+        )
+    if dtype not in DTYPES:
+        raise UsageError(
+            f'There is no dtype "{dtype}".{did_you_mean(dtype, DTYPES)}', tip=f"choose one of: {', '.join(DTYPES)}."
+        )
+
+
+def choose(device: str = "auto", dtype: str = "auto") -> Runtime:
+    """Return the runtime that the names mean on this machine.
+
+    "auto" is the first GPU where there is one, else the CPU; and bfloat16 on a GPU, or on a CPU that multiplies bfloat16 in
+    hardware, else float32. Raises `UsageError` for an unknown name and for a device that this machine lacks.
+    """
+    check_names(device, dtype)
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device.startswith("cuda"):
+        number, count = int(device.partition(":")[2] or 0), torch.cuda.device_count()
+        if number >= count:
+            raise UsageError(
+                f'There is no device "{device}": torch sees {count} CUDA GPUs.', tip="use --device cpu, or auto."
+            )
+        device = f"cuda:{number}"
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UsageError('There is no device "mps" here.', tip="use --device cpu, or auto.")
+    dtype = DTYPES[dtype]
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" and not _cpu_multiplies_bfloat16() else "bfloat16"
+    return Runtime(device=device, dtype=dtype)
+
+
+def noise_generator(seed: int) -> torch.Generator:
+    """Return a CPU generator for a seed, so that the noise does not depend on the device."""
+    import torch
+
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def synchronize(runtime: Runtime) -> None:
+    """Wait until the device has done what it was asked, so that a clock reads the truth."""
+    import torch
+
+    if runtime.device.startswith("cuda"):
+        torch.cuda.synchronize(runtime.device)
+    elif runtime.device == "mps":
+        torch.mps.synchronize()
+
+
+def peak_ram_mb() -> float:
+    """Return the most main memory that this process has held so far, in MiB; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def peak_vram_mb(runtime: Runtime) -> float:
+    """Return the most GPU memory that torch has held for tensors so far, in MiB; 0 without a CUDA GPU."""
+    import torch
+
+    return torch.cuda.max_memory_allocated(runtime.device) / 2**20 if runtime.device.startswith("cuda") else 0.0
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
