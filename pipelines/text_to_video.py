@@ -64,8 +64,7 @@ def generate(
     with torch.inference_mode():
         with stages("encode"):
             guided = plan.guidance_scale > 1
-            text, *rest = backbone.encode_prompt([plan.prompt] + [plan.negative_prompt] * guided).split(1)
-            velocity = backbone.velocity
+            text = backbone.encode_prompt([plan.prompt, plan.negative_prompt] if guided else [plan.prompt])
             known = _known_frames(plan, backbone, warnings)
 
         with stages("denoise"):
@@ -73,9 +72,9 @@ def generate(
             noise = torch.randn(shape, generator=noise_generator(plan.seed)).to(backbone.runtime.device)
             mask = None if known is None else known.mask
             flow = classifier_free(
-                lambda latents, sigma, text: velocity(latents, sigma, text, mask),
-                text,
-                rest[0] if guided else None,
+                lambda latents, sigma, text: backbone.velocity(latents, sigma, text, mask),
+                text[:1],
+                text[1:] if guided else None,
                 plan.guidance_scale,
             )
             sigmas = backbone.sigmas(plan.num_inference_steps)
@@ -132,7 +131,9 @@ def load_latents(path: Path) -> tuple[Tensor, GenerateRequest]:
     except FileNotFoundError as error:
         raise VgenError(f"There is no file {path}.", tip="check the path.") from error
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise VgenError(f"Cannot read the latents in {path}: {error}", tip="the file is damaged; run again.") from error
+        raise VgenError(
+            f"Cannot read the latents in {path}: {error}", tip="the file is damaged; run again."
+        ) from error
 
 
 @dataclass(kw_only=False)
@@ -161,7 +162,8 @@ def _known_frames(plan: Plan, backbone: Backbone, warnings: list[str]) -> KnownF
     image = open_image(plan.image)
     if image.width * plan.height != image.height * plan.width:
         warnings.append(
-            f"The image is {image.width}x{image.height} and the video {plan.width}x{plan.height}: its edges are cut off."
+            f"The image is {image.width}x{image.height} and the video {plan.width}x{plan.height}: "
+            "the image's edges are cut off."
         )
     frames = torch.tensor(fit_image(image, plan.width, plan.height))[None, None]
     num_latent_frames = backbone.latent_shape(plan.num_frames, plan.height, plan.width)[1]

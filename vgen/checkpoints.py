@@ -1,4 +1,4 @@
-"""Checkpoints by name, folder or hub id: where they are, what they take by default, and whether their files are whole."""
+"""Checkpoints by name, folder or hub id: where they are, what they take, and whether their files are whole."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ def names() -> list[str]:
 
 
 def resolve(model: str) -> Checkpoint:
-    """Return the checkpoint that a name of `checkpoints.yaml`, a local folder or a hub id (`owner/name[@revision]`) names.
+    """Return the checkpoint of a name in `checkpoints.yaml`, a folder, or a hub id (`owner/name[@revision]`).
 
     Of a hub id only the small configuration files are fetched, and nothing when they are in the local cache. Raises
-    `UsageError` for a name that is none of the three, and `CheckpointError` for a folder that is no checkpoint or one of
-    a family that vgen cannot run.
+    `UsageError` for a name that is none of the three, and `CheckpointError` for a folder that is no checkpoint or
+    one of a family that vgen cannot run.
     """
     if model in names():
         return _named(model)
@@ -115,7 +115,7 @@ def resolve(model: str) -> Checkpoint:
 
 
 def download(repo: str, revision: str | None, *, patterns: tuple[str, ...] | None = None) -> Path:
-    """Return the local snapshot folder of a hub repository, fetching the files of `patterns` (None: all it needs) to it."""
+    """Return the local snapshot folder of a hub repository, once the files of `patterns` (None: all) are there."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -133,7 +133,7 @@ def download(repo: str, revision: str | None, *, patterns: tuple[str, ...] | Non
 
 
 def verify(checkpoint: Checkpoint, *, full: bool = True) -> None:
-    """Raise `CheckpointError` unless every file of the checkpoint is there, whole and (with `full`) of the right sha256.
+    """Raise `CheckpointError` unless every file is there, of the right size and (with `full`) of the right sha256.
 
     Files listed in the catalogue are compared in size and hash. A folder or hub snapshot has no list: there, each
     component must have its configuration and weights, each safetensors file must be as long as its header says, and
@@ -321,12 +321,14 @@ def _catalogue() -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         raise CheckpointError(f"Cannot read {resource}: {_first_line(error)}", tip=_CATALOGUE_TIP) from error
     if not isinstance(catalogue, dict) or not {"families", "checkpoints"} <= catalogue.keys():
-        raise CheckpointError(f'{resource} is no list of checkpoints: it says "{text[:60].strip()}".', tip=_CATALOGUE_TIP)
+        said = text[:60].strip()
+        raise CheckpointError(f'{resource} is no list of checkpoints: it says "{said}".', tip=_CATALOGUE_TIP)
     return catalogue
 
 
 _CATALOGUE_TIP = (
-    "in a checkout vgen/checkpoints.yaml is a link to ../checkpoints.yaml; where links were lost, copy that file over it."
+    "in a checkout vgen/checkpoints.yaml is a link to ../checkpoints.yaml; where links were lost, copy that file "
+    "there."
 )
 
 

@@ -18,9 +18,9 @@ def parse(text: str, registry: Mapping[str, Callable[..., T]], *, what: str) -> 
     """Return the entry of `registry` that `text` names, with its options bound.
 
     The options of an entry are its keyword-only parameters whose default is a bool, int, float or str; a frozen,
-    keyword-only dataclass is therefore an entry too, and calling the result constructs (and validates) it. `what` names
-    the kind of thing in messages ("sampler"). Raises `UsageError` for an unknown name or option, an option given
-    twice, and a value of another type.
+    keyword-only dataclass is therefore an entry too, and calling the result constructs (and validates) it. `what`
+    names the kind of thing in messages ("sampler"). Raises `UsageError` for an unknown name or option, an option
+    given twice, and a value of another type.
     """
     name, separator, rest = text.strip().partition(":")
     if name not in registry:
@@ -50,15 +50,13 @@ def parse(text: str, registry: Mapping[str, Callable[..., T]], *, what: str) -> 
 
 def _defaults(target: Callable[..., object]) -> dict[str, Any]:
     parameters = inspect.signature(target).parameters.values()
-    return {
-        p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and type(p.default) in _EXPECTED
-    }
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and type(p.default) in _EXPECTED}
 
 
 def _example(what: str, name: str, defaults: Mapping[str, Any]) -> str:
     if not defaults:
         return f'it takes no options: write "{name}".'
-    shown = ",".join(f"{key}={str(value).lower() if value in (True, False) else value}" for key, value in defaults.items())
+    shown = ",".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in defaults.items())
     return f'with its defaults it is written "{name}:{shown}".'
 
 

@@ -95,8 +95,8 @@ class Plan:
 def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
     """Return the request with the checkpoint's defaults filled in, checked against the checkpoint's rules.
 
-    Sizes and frame counts that are not legal are refused with the two nearest legal values; only `seconds` is rounded, to
-    the nearest legal frame count, and a note says so. Nothing heavy is imported. Raises `UsageError`.
+    Sizes and frame counts that are not legal are refused with the two nearest legal values; only `seconds` is rounded,
+    to the nearest legal frame count, and a note says so. No torch is imported. Raises `UsageError`.
     """
     defaults, rules = checkpoint.defaults, checkpoint.rules
     if not request.prompt.strip():
@@ -167,21 +167,21 @@ def _num_frames(request: GenerateRequest, fps: float, checkpoint: Checkpoint, no
             )
         return value
     if request.num_frames is not None:
-        raise UsageError("Both a number of frames and of seconds are given.", tip="use --frames or --seconds, not both.")
+        raise UsageError("Both frames and seconds are given.", tip="use --frames or --seconds, not both.")
     seconds = request.seconds
     longest = rules.max_frames / fps
     if not (math.isfinite(seconds) and 0 < seconds <= longest):
         raise UsageError(
-            f"{seconds:g} seconds are not legal: this model takes more than 0 and up to {longest:g} at {fps:g} frames per "
-            "second.",
+            f"{seconds:g} seconds are not legal: this model takes more than 0 and up to {longest:g} at {fps:g} frames "
+            "per second.",
             tip=f"use --seconds {checkpoint.defaults.num_frames / fps:g}.",
         )
     wanted = seconds * fps
     value = min(nearest_legal(wanted, **bounds), key=lambda near: abs(near - wanted))
     if value != wanted:
         notes.append(
-            f"{seconds:g} s at {fps:g} frames per second are {wanted:g} frames; rounded to {value}, the nearest legal number "
-            f"({value / fps:.4g} s)."
+            f"{seconds:g} s at {fps:g} frames per second are {wanted:g} frames; rounded to {value}, the nearest legal "
+            f"number ({value / fps:.4g} s)."
         )
     return value
 
@@ -203,7 +203,8 @@ def _steps(num_inference_steps: int) -> int:
 def _guidance_scale(guidance_scale: float) -> float:
     if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
         raise UsageError(
-            f"A guidance scale of {guidance_scale:g} is not legal.", tip="choose 1 (no guidance) or more, often 3 to 7."
+            f"A guidance scale of {guidance_scale:g} is not legal.",
+            tip="choose 1 (no guidance) or more, often 3 to 7.",
         )
     return guidance_scale
 

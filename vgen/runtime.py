@@ -25,7 +25,7 @@ DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """A device ("cpu", "cuda:0", ...) and the number format of the transformer and the text encoder ("bfloat16", ...)."""
+    """A device ("cpu", "cuda:0", ...) and the number format of transformer and text encoder ("bfloat16", ...)."""
 
     device: str
     dtype: str
@@ -56,8 +56,8 @@ def check_names(device: str, dtype: str) -> None:
 def choose(device: str = "auto", dtype: str = "auto") -> Runtime:
     """Return the runtime that the names mean on this machine.
 
-    "auto" is the first GPU where there is one, else the CPU; and bfloat16 on a GPU, or on a CPU that multiplies bfloat16 in
-    hardware, else float32. Raises `UsageError` for an unknown name and for a device that this machine lacks.
+    "auto" is the first GPU where there is one, else the CPU; and bfloat16 on a GPU, or on a CPU that multiplies
+    bfloat16 in hardware, else float32. Raises `UsageError` for an unknown name and a device that this machine lacks.
     """
     check_names(device, dtype)
     import torch

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 class Wan:
     """A Wan checkpoint in diffusers' folder layout, loaded as diffusers loads it.
 
-    The transformer and the text encoder are in the runtime's dtype (the parts that the model keeps in float32 stay so);
+    The transformer and the text encoder are in the runtime's dtype, less the parts that the model keeps in float32;
     the VAE, the latents and the velocities are float32. Raises `CheckpointError` when a component cannot be loaded.
     """
 
@@ -73,14 +74,14 @@ class Wan:
         """Return the words of a prompt that become the tokenizer's unknown token, each once, in order."""
         prompt = clean_prompt(prompt)
         unknown = self.tokenizer.unk_token_id
-        tokens = self.tokenizer(prompt, return_offsets_mapping=True)
+        tokens = self.tokenizer(prompt, return_offsets_mapping=True, verbose=False)
         spans = [span for token, span in zip(tokens.input_ids, tokens.offset_mapping, strict=True) if token == unknown]
         words = (prompt[start:end] for start, end in spans)
         return list(dict.fromkeys(word for word in words if any(character.isalnum() for character in word)))
 
     def num_tokens(self, prompt: str) -> int:
         """Return how many tokens a prompt has, with the end token where the tokenizer adds one."""
-        return len(self.tokenizer(clean_prompt(prompt)).input_ids)
+        return len(self.tokenizer(clean_prompt(prompt), verbose=False).input_ids)
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Return (C, T, h, w): for 17 frames of 128 x 128 pixels (16, 5, 16, 16)."""
@@ -131,11 +132,13 @@ class Wan:
         """Return the mean latents [B, C, T, h, w] of frames uint8 [B, F, H, W, 3], normalised per channel."""
         pixels = frames.to(self.runtime.device).permute(0, 4, 1, 2, 3).to(self.vae.dtype) / 255 * 2 - 1
         latents: Tensor = self.vae.encode(pixels, return_dict=False)[0].mode().float()
-        return (latents - self._latents_mean) * self._latents_scale
+        normalised: Tensor = (latents - self._latents_mean) * self._latents_scale
+        return normalised
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return frames uint8 [B, F, H, W, 3] of latents [B, C, T, h, w]; in tiles where memory does not suffice."""
         latents = (latents / self._latents_scale + self._latents_mean).to(self.vae.dtype)
+        pixels: Tensor
         try:
             pixels = self.vae.decode(latents, return_dict=False)[0]
         except torch.OutOfMemoryError:
@@ -147,6 +150,20 @@ class Wan:
         return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
 
 
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars of its own on stderr, which belongs to the caller."""
+    from transformers.utils import logging as transformers_logging
+
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
+
+
 def _load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any) -> Any:
     """Load what model_index.json names for a component: `[library, class]`.
 
@@ -156,7 +173,8 @@ def _load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: An
     try:
         library, class_name = entry
         component = getattr(importlib.import_module(library), class_name)
-        loaded = component.from_pretrained(checkpoint.folder / name, local_files_only=True, **options)
+        with _no_progress_bars():
+            loaded = component.from_pretrained(checkpoint.folder / name, local_files_only=True, **options)
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownFrames:
-    """Latents [1, C, T, H, W] that are given where `mask` [1, 1, T, 1, 1] is true; elsewhere their values mean nothing."""
+    """Latents [1, C, T, h, w] that are given where `mask` [1, 1, T, 1, 1] is true; the others mean nothing."""
 
     latents: Tensor
     mask: Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib.util
 import re
 
 
@@ -11,10 +12,6 @@ def clean_prompt(prompt: str) -> str:
 
     Broken Unicode is mended where ftfy is installed, as it is there.
     """
-    try:
-        import ftfy
-    except ImportError:
-        pass
-    else:
-        prompt = ftfy.fix_text(prompt)
+    if importlib.util.find_spec("ftfy") is not None:
+        prompt = importlib.import_module("ftfy").fix_text(prompt)
     return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()

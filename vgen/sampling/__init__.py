@@ -1,4 +1,4 @@
-"""Samplers: pure functions on `(velocity, latents, sigmas)`. Nothing here knows a model, and importing it loads no torch."""
+"""Samplers: pure functions on `(velocity, latents, sigmas)` that know no model; importing them loads no torch."""
 
 from __future__ import annotations
 

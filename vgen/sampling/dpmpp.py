@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 def dpmpp_2m(velocity: Velocity, latents: Tensor, sigmas: Tensor, *, on_step: OnStep | None = None) -> Tensor:
     """Return the latents at `sigmas[-1]`, extrapolating the predicted data from the last two steps.
 
-    latents [B, C, T, H, W] at `sigmas[0]`; sigmas [N + 1], falling. Lu et al. 2022 (arXiv:2211.01095), algorithm 2, with
-    alpha = 1 - sigma and lambda = log(alpha / sigma). The first step is first order, as there is no history, and so is
-    a step that starts at sigma 1 or ends at sigma 0, where lambda is infinite.
+    latents [B, C, T, H, W] at `sigmas[0]`; sigmas [N + 1], falling. Lu et al. 2022 (arXiv:2211.01095), algorithm 2,
+    with alpha = 1 - sigma and lambda = log(alpha / sigma). The first step is first order, as there is no history, and
+    so are the step after one from sigma 1 and the step to sigma 0, where lambda is infinite.
     """
     num_steps = len(sigmas) - 1
     previous: Tensor | None = None
@@ -27,7 +27,7 @@ def dpmpp_2m(velocity: Velocity, latents: Tensor, sigmas: Tensor, *, on_step: On
             h_last = _half_log_snr(sigma) - _half_log_snr(sigmas[i - 1])
             h = _half_log_snr(sigma_next) - _half_log_snr(sigma)
             extrapolated = data + (data - previous) * h / (2 * h_last)
-        # sigma_next / sigma * x - alpha_next * (exp(-h) - 1) * D, with exp(-h) written out so that it holds at sigma 0 and 1.
+        # sigma_next / sigma * x - alpha_next * (exp(-h) - 1) * D with exp(-h) written out, to hold at 0 and 1.
         ratio = sigma_next / sigma
         latents = ratio * latents + ((1 - sigma_next) - ratio * (1 - sigma)) * extrapolated
         previous = data

@@ -19,8 +19,8 @@ def classifier_free(
 ) -> Velocity:
     """Return the velocity u + s * (c - u) of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
 
-    text and negative_text [B, L, D]; both branches run as one batch of 2B. Without a negative text, and at a scale of 1
-    or less, the model runs with the prompt alone, as diffusers does.
+    text and negative_text [B, L, D]; both branches run as one batch of 2B. Without a negative text, and at a scale of
+    1 or less, the model runs with the prompt alone, as diffusers does.
     """
     if negative_text is None or guidance_scale <= 1:
         return lambda latents, sigma: velocity(latents, sigma, text)

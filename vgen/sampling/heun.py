@@ -21,10 +21,7 @@ def heun(velocity: Velocity, latents: Tensor, sigmas: Tensor, *, on_step: OnStep
         dt = sigmas[i + 1] - sigmas[i]
         d = velocity(latents, sigmas[i])
         ahead = latents + dt * d
-        if sigmas[i + 1] == 0:
-            latents = ahead
-        else:
-            latents = latents + dt * (d + velocity(ahead, sigmas[i + 1])) / 2
+        latents = ahead if sigmas[i + 1] == 0 else latents + dt * (d + velocity(ahead, sigmas[i + 1])) / 2
         if on_step is not None:
             on_step(i + 1, num_steps)
     return latents

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from vgen.sampling import SAMPLERS
+from vgen.sampling.euler import euler
+from vgen.sampling.flow import Velocity
+from vgen.sampling.guidance import classifier_free
+
+# Data N(MEAN, SPREAD^2) has a flow with a closed form:
+# x(sigma) = (1 - sigma) MEAN + z sqrt((1 - sigma)^2 SPREAD^2 + sigma^2).
+MEAN, SPREAD = 2.0, 0.5
+NOISE = torch.linspace(-2, 2, 9, dtype=torch.float64).view(1, 1, 1, 1, 9)
+
+
+def gaussian_velocity(latents: Tensor, sigma: Tensor) -> Tensor:
+    variance = (1 - sigma) ** 2 * SPREAD**2 + sigma**2
+    return -MEAN + (sigma - (1 - sigma) * SPREAD**2) / variance * (latents - (1 - sigma) * MEAN)
+
+
+def error(name: str, num_steps: int, start: float = 1.0, end: float = 0.0) -> float:
+    def exact(sigma: float) -> Tensor:
+        return (1 - sigma) * MEAN + NOISE * math.hypot((1 - sigma) * SPREAD, sigma)
+
+    sigmas = torch.linspace(start, end, num_steps + 1, dtype=torch.float64)
+    return (SAMPLERS[name](gaussian_velocity, exact(start), sigmas) - exact(end)).abs().max().item()
+
+
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2), ("dpm++", 2)])
+@pytest.mark.parametrize(("start", "end", "tolerance"), [(0.9, 0.1, 0.15), (1.0, 0.0, 0.3)])
+def test_the_error_falls_with_the_order(name: str, order: int, start: float, end: float, tolerance: float) -> None:
+    # From 1 to 0 the error of dpm++ is h^2 log(1 / h), as log((1 - sigma) / sigma) has no end there: 1.75 is measured.
+    coarse, fine = error(name, 100, start, end), error(name, 200, start, end)
+    assert math.log2(coarse / fine) == pytest.approx(order, abs=tolerance)
+    assert 1e-12 < fine < 1e-2
+
+
+def test_second_order_beats_first_at_the_same_number_of_velocities() -> None:
+    assert error("heun", 25) < error("euler", 50) / 4
+    assert error("dpm++", 50) < error("euler", 50) / 4
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_one_step_from_noise_to_data_is_exact_on_a_straight_flow(name: str) -> None:
+    sigmas = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    assert torch.allclose(SAMPLERS[name](lambda latents, sigma: NOISE - 3, NOISE, sigmas), torch.full_like(NOISE, 3))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_steps_are_reported_and_the_noise_is_left_alone(name: str) -> None:
+    steps: list[tuple[int, int]] = []
+    before = NOISE.clone()
+    sigmas = torch.linspace(1, 0, 4, dtype=torch.float64)
+    SAMPLERS[name](gaussian_velocity, NOISE, sigmas, on_step=lambda i, n: steps.append((i, n)))
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert torch.equal(NOISE, before)
+
+
+@pytest.mark.parametrize(("name", "calls"), [("euler", 10), ("heun", 19), ("dpm++", 10)])
+def test_the_number_of_velocities_is_what_the_method_costs(name: str, calls: int) -> None:
+    counted = 0
+
+    def counting(latents: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal counted
+        counted += 1
+        return gaussian_velocity(latents, sigma)
+
+    SAMPLERS[name](counting, NOISE, torch.linspace(1, 0, 11, dtype=torch.float64))
+    assert counted == calls
+
+
+def test_euler_equals_the_scheduler_of_diffusers_to_the_bit() -> None:
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(12)
+    expected = noise = torch.randn(1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    sigmas = scheduler.sigmas.clone()
+    for i, timestep in enumerate(scheduler.timesteps):
+        expected = scheduler.step(gaussian_velocity(expected, sigmas[i]), timestep, expected).prev_sample
+    assert torch.equal(euler(gaussian_velocity, noise, sigmas), expected)
+
+
+def test_reversed_sigmas_invert() -> None:
+    sigmas = torch.linspace(1, 0, 2001, dtype=torch.float64)
+    data = euler(gaussian_velocity, NOISE, sigmas)
+    assert (euler(gaussian_velocity, data, sigmas.flip(0)) - NOISE).abs().max() < 2e-2
+
+
+class Text:
+    """A velocity that depends on the text, and notes the batch sizes that it is called with."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, latents: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        self.batches.append(latents.shape[0])
+        return latents * sigma + text.mean((1, 2)).view(-1, 1, 1, 1, 1)
+
+
+def guided(scale: float, negative: bool = True) -> tuple[Tensor, list[int]]:
+    text, model = Text(), Text()
+    latents, sigma = torch.ones(2, 3, 1, 2, 2), torch.tensor(0.5)
+    prompt, other = torch.full((2, 4, 5), 3.0), torch.full((1, 4, 5), 1.0)
+    velocity: Velocity = classifier_free(model, prompt, other if negative else None, scale)
+    assert text.batches == []
+    return velocity(latents, sigma), model.batches
+
+
+def test_guidance_leads_away_from_the_negative_text_in_one_batch() -> None:
+    velocity, batches = guided(4.0)
+    assert torch.allclose(velocity, torch.full_like(velocity, 0.5 + 1 + 4 * (3 - 1)))
+    assert batches == [4]
+
+
+@pytest.mark.parametrize(("scale", "negative"), [(1.0, True), (0.5, True), (4.0, False)])
+def test_without_guidance_the_model_runs_with_the_prompt_alone(scale: float, negative: bool) -> None:
+    velocity, batches = guided(scale, negative)
+    assert torch.allclose(velocity, torch.full_like(velocity, 0.5 + 3))
+    assert batches == [2]
