@@ -1,1 +1,90 @@
 """The command line: parses, calls, prints."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+import vgen
+from vgen.errors import VgenError
+
+# Command -> the module whose `app` it is, imported when the command is used.
+COMMANDS = {
+    "generate": "vgen.cli.generate",
+    "decode": "vgen.cli.decode",
+    "info": "vgen.cli.info",
+}
+
+EPILOG = """
+[bold]Begin with[/bold]
+
+vgen generate "a red ball bounces on the grass"
+
+Every command has its own help: vgen generate --help.
+
+[dim]Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Results go to stdout, messages to stderr.[/dim]
+"""
+
+
+class Commands(TyperGroup):
+    """Imports a command's module when it is asked for, and is the one place that turns errors into exit codes."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.commands and cmd_name in COMMANDS:
+            self.commands[cmd_name] = command = get_command(importlib.import_module(COMMANDS[cmd_name]).app)
+            command.name = cmd_name
+        return self.commands.get(cmd_name)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except VgenError as error:
+            print(f"Error: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as interrupt:
+            print(" ".join(["Interrupted.", *interrupt.args]), file=sys.stderr)
+            raise typer.Exit(130) from interrupt
+        except BrokenPipeError as error:
+            # The reader of our output (head, less) has gone; what Python would flush at exit has nowhere to go.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Generate video with diffusion transformers. A small trained model is inside, so it works at once.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"vgen {vgen.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; the console script `vgen`."""
+    app()

@@ -15,7 +15,7 @@ def slug(prompt: str) -> str:
     Accents are dropped (é becomes e); characters without an ASCII form, such as emoji, part words.
     """
     plain = "".join(c for c in unicodedata.normalize("NFKD", prompt[:1000]) if not unicodedata.combining(c))
-    words = re.findall("[a-z0-9]+", plain.lower())
+    words: list[str] = re.findall("[a-z0-9]+", plain.lower())
     if not words:
         return "video"
     name = words[0][:MAX_SLUG_LENGTH]

@@ -1,0 +1,54 @@
+"""`vgen decode`: latents that a run left, to a video."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vgen import checkpoints, outputs
+from vgen.batch import PlannedLine
+from vgen.cli import progress, results
+from vgen.cli.results import Format
+from vgen.pipelines import run
+from vgen.request import plan
+
+app = typer.Typer(add_completion=False)
+
+EPILOG = """
+[bold]Examples[/bold]
+
+vgen decode clip.mp4.latents.safetensors [dim]makes clip.mp4[/dim]
+
+vgen decode clip.mp4.latents.safetensors -o clip.gif
+"""
+
+
+@app.command(epilog=EPILOG)
+def decode(
+    latents: Annotated[
+        Path, typer.Argument(help="A file that a failed run or --keep-latents left.", show_default=False)
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="As for vgen generate. [dim]Default: the name the run was to have[/dim]"),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a video that exists.")] = False,
+    form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text,
+) -> None:
+    """Finish a run whose decoding failed. The latents stay; delete them when the video is right."""
+    from vgen.pipelines.text_to_video import load_latents
+
+    _, request = load_latents(latents)
+    request = replace(request, device=device or request.device, dtype=dtype or request.dtype)
+    planned = PlannedLine(label="", number=None, plan=plan(request, checkpoints.resolve(request.model)))
+    (job,) = run.jobs([planned], output or outputs.video_path(latents))
+    outputs.check(job.output, force=force, begins=False)
+    outputs.prepare_folder(job.output)
+    with progress.shown(num_jobs=1) as watch:
+        report = run.decode(latents, job, watch=watch)
+    results.show_report(report, form)

@@ -1,0 +1,202 @@
+"""`vgen generate`: videos from prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vgen import batch, manifest, outputs
+from vgen.batch import PromptLine
+from vgen.cli import progress, results
+from vgen.cli.progress import say
+from vgen.cli.results import Format
+from vgen.errors import UsageError
+from vgen.manifest import Manifest
+from vgen.pipelines import run
+from vgen.request import GenerateRequest
+
+app = typer.Typer(add_completion=False)
+
+EPILOG = """
+[bold]Examples[/bold]
+
+vgen generate "a red ball bounces on the grass"
+
+vgen generate "a blue cube moves left" --seed 1 --seed 2 -o cube.mp4 [dim]cube-1.mp4 and cube-2.mp4[/dim]
+
+vgen generate "it jumps" --image first.png --seconds 4 -o jump.gif
+
+vgen generate --prompts prompts.txt -o clips/ [dim]one video per line[/dim]
+
+vgen generate --from clip.mp4 [dim]the same frames again[/dim]
+
+vgen generate --from clip.mp4 --steps 50 --dry-run [dim]the plan, with one thing changed[/dim]
+"""
+
+WHAT, HOW, SIZE, MACHINE, OUTPUT = "What to show", "How to make it", "Size and length", "Machine", "Output"
+
+
+@app.command(epilog=EPILOG)
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="What the video shows, in quotes.", show_default=False)] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="What it does not show.", rich_help_panel=WHAT, show_default=False)
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="A picture to begin with: the first frame.", rich_help_panel=WHAT)
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file of prompts, one per line, or JSON objects such as "
+            '{"prompt": "a red ball", "seed": 7, "frames": 33}. A broken line is reported and the others still run.',
+            rich_help_panel=WHAT,
+            metavar="FILE",
+        ),
+    ] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="A video that vgen made, or its .json: run it again. Other options change what they name.",
+            rich_help_panel=WHAT,
+            metavar="FILE",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A name that vgen knows, a folder in diffusers layout, or a hub id. [dim]Default: toyland[/dim]",
+            rich_help_panel=HOW,
+            metavar="NAME|FOLDER|ID",
+        ),
+    ] = None,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="The same seed gives the same video. Repeat it for several videos. [dim]Default: random[/dim]",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps: more is slower and finer.", rich_help_panel=HOW)
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(help="How strictly to follow the prompt; 1 is no guidance, half the work.", rich_help_panel=HOW),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="euler, heun or dpm++; options as in name:key=value.", rich_help_panel=HOW, metavar="NAME"),
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="In pixels.", rich_help_panel=SIZE)] = None,
+    height: Annotated[int | None, typer.Option(help="In pixels.", rich_help_panel=SIZE)] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="How many frames, such as 17 or 33.", rich_help_panel=SIZE)
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Instead of --frames: rounded to a legal number of frames.", rich_help_panel=SIZE),
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second.", rich_help_panel=SIZE)] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1 or mps. [dim]Default: the best[/dim]", rich_help_panel=MACHINE),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16. [dim]Default: the fastest[/dim]", rich_help_panel=MACHINE),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A file ending in .mp4, .webm, .gif or .png (a folder of frames), or a folder for default names. "
+            "[dim]Default: outputs/[/dim]",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.", rich_help_panel=OUTPUT)] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="With --prompts: leave out videos that exist.", rich_help_panel=OUTPUT),
+    ] = False,
+    keep_latents: Annotated[
+        bool, typer.Option("--keep-latents", help="Keep them for vgen decode.", rich_help_panel=OUTPUT)
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and make nothing.", rich_help_panel=OUTPUT)
+    ] = False,
+    form: Annotated[
+        Format, typer.Option("--format", help="For people or for programs.", rich_help_panel=OUTPUT)
+    ] = Format.text,
+) -> None:
+    """Make a video from a prompt."""
+    given: dict[str, Any] = {
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "model": model,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "width": width,
+        "height": height,
+        "num_frames": frames,
+        "seconds": seconds,
+        "fps": fps,
+        "sampler": sampler,
+        "image": image,
+        "device": device,
+        "dtype": dtype,
+    }
+    lines, made_by = _requests(
+        {name: value for name, value in given.items() if value is not None}, prompts, from_, seed
+    )
+    if resume and (prompts is None or output is None or outputs.is_folder(output)):
+        raise UsageError(
+            "--resume finds videos by their names, and default names hold the time.",
+            tip="use it with --prompts FILE and -o clips/clip.mp4: line 1 becomes clips/clip-1.mp4, and so on.",
+        )
+    planned, failures = batch.plan_lines(lines, seed or [])
+    jobs = run.jobs(planned, output)
+    if resume:
+        jobs = [job for job in jobs if not job.output.exists()]
+    notes = [note for job in jobs for note in job.plan.notes]
+    if made_by is not None:
+        notes += [f"Warning: {found}" for found in manifest.differences(made_by, jobs[0].plan.checkpoint)]
+    for note in dict.fromkeys(notes):
+        say(note)
+    for job in jobs:
+        outputs.check(job.output, force=force, begins=True)
+    if dry_run:
+        results.show_plans(jobs, failures, form)
+    else:
+        for job in jobs:
+            outputs.prepare_folder(job.output)
+        with progress.shown(len(jobs)) as watch:
+            report = run.generate(jobs, watch=watch, keep_latents=keep_latents, keep_going=prompts is not None)
+        failures = report.failures = [*failures, *report.failures]
+        results.show_report(report, form)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _requests(
+    fields: dict[str, Any], prompts: Path | None, from_: Path | None, seeds: list[int] | None
+) -> tuple[list[PromptLine], Manifest | None]:
+    """Return what is asked for, and the manifest that it is asked for by."""
+    if prompts is not None:
+        if from_ is not None or "prompt" in fields:
+            raise UsageError("--prompts takes the place of a prompt and of --from.", tip="give one of them.")
+        return batch.read(prompts, fields), None
+    if from_ is not None:
+        made_by = manifest.read(from_)
+        # A seed that is given counts, not the one that made the video.
+        changes = {**fields, "seed": None} if seeds else fields
+        return [PromptLine(number=None, request=manifest.request(made_by, changes))], made_by
+    if "prompt" not in fields:
+        raise UsageError("There is no prompt.", tip='try: vgen generate "a red ball bounces on the grass".')
+    return [PromptLine(number=None, request=GenerateRequest.from_dict(fields))], None

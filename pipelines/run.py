@@ -1,0 +1,183 @@
+"""From plans to files: load a model once, make each video, write it with its manifest, and account for the time."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vgen import files, manifest, outputs, runtime
+from vgen.batch import Failure, PlannedLine
+from vgen.errors import VgenError
+from vgen.request import Plan
+
+if TYPE_CHECKING:
+    from vgen.backbones import Backbone
+    from vgen.pipelines.text_to_video import Generation
+
+STAGES = ("load", "encode", "denoise", "decode", "write")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One video to make and where to; `line` is the line of the prompt file that asks for it."""
+
+    plan: Plan
+    output: Path
+    line: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """What is told while a run goes on: a job begins, a stage of it begins, step i of n is done."""
+
+    on_job: Callable[[Job], None] = lambda job: None
+    on_stage: Callable[[str], None] = lambda stage: None
+    on_step: Callable[[int, int], None] = lambda step, num_steps: None
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What a run made and what it cost: seconds per stage and in all, and the most memory held, in MiB."""
+
+    made: list[Job] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    latents: list[Path] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=lambda: {**dict.fromkeys(STAGES, 0.0), "total": 0.0})
+    peak_memory_mb: float = 0.0
+    peak_vram_mb: float = 0.0
+
+
+def jobs(lines: Sequence[PlannedLine], output: Path | None) -> list[Job]:
+    """Return a job for every planned line, with the names that `output` stands for."""
+    paths = outputs.choose(output, lines, datetime.now())
+    return [Job(plan=line.plan, output=path, line=line.number) for line, path in zip(lines, paths, strict=True)]
+
+
+def generate(jobs: Sequence[Job], *, watch: Watch, keep_latents: bool = False, keep_going: bool = False) -> Report:
+    """Make every job's video and return the account of it.
+
+    Latents are written before they are decoded and removed once the video is written, unless `keep_latents`. With
+    `keep_going` a job that fails is reported and the others still run; without it the error is raised.
+    """
+    run = _Run(watch)
+    for job in jobs:
+        watch.on_job(job)
+        try:
+            run.generate(job, keep_latents=keep_latents)
+        except VgenError as error:
+            if not keep_going:
+                raise
+            run.report.failures.append(Failure(prompt=job.plan.prompt, line=job.line, error=error))
+    return run.account()
+
+
+def decode(latents: Path, job: Job, *, watch: Watch) -> Report:
+    """Finish the job of a latents file: decode it, write the video, and return the account. The latents stay."""
+    run = _Run(watch)
+    watch.on_job(job)
+    run.decode(latents, job)
+    return run.account()
+
+
+class _Run:
+    """A run in progress: its model, kept for as long as the jobs ask for the same one, and the account so far."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.report = Report()
+        self.start = time.perf_counter()
+        self.model: tuple[str, str, str] | None = None
+
+    def generate(self, job: Job, *, keep_latents: bool) -> None:
+        backbone = self.load(job.plan)
+        from vgen.pipelines import text_to_video
+
+        latents = outputs.latents_path(job.output)
+        latents.unlink(missing_ok=True)
+        with _errors_for_people(latents):
+            generation = text_to_video.generate(
+                job.plan,
+                backbone,
+                on_stage=self.watch.on_stage,
+                on_step=self.watch.on_step,
+                save_latents=lambda tensor: text_to_video.save_latents(latents, tensor, job.plan),
+            )
+            self.write(job, generation)
+        if keep_latents:
+            self.report.latents.append(latents)
+        else:
+            latents.unlink()
+
+    def decode(self, latents: Path, job: Job) -> None:
+        backbone = self.load(job.plan)
+        from vgen.pipelines import text_to_video
+
+        with _errors_for_people(latents):
+            self.write(job, text_to_video.decode_latents(latents, backbone, on_stage=self.watch.on_stage))
+
+    def load(self, plan: Plan) -> Backbone:
+        model = (plan.model, plan.device, plan.dtype)
+        if model != self.model:
+            self.watch.on_stage("load")
+            start = time.perf_counter()
+            from vgen import backbones
+
+            self.backbone = backbones.load(plan.checkpoint, runtime.choose(plan.device, plan.dtype))
+            self.identity = manifest.identity(plan.checkpoint)
+            self.model = model
+            self.report.timings["load"] += time.perf_counter() - start
+        return self.backbone
+
+    def write(self, job: Job, generation: Generation) -> None:
+        self.watch.on_stage("write")
+        start = time.perf_counter()
+        from vgen import video
+
+        made = manifest.build(
+            job.plan,
+            self.backbone.runtime,
+            checkpoint=self.identity,
+            timings={"load": self.report.timings["load"], **generation.timings},
+            created=datetime.now().astimezone(),
+        )
+        video.save(generation.frames, job.output, fps=job.plan.fps, manifest=made)
+        files.write_text(manifest.sidecar(job.output), json.dumps(made, indent=2) + "\n")
+        self.report.made.append(job)
+        self.report.warnings += [warning for warning in generation.warnings if warning not in self.report.warnings]
+        for stage, seconds in (*generation.timings.items(), ("write", time.perf_counter() - start)):
+            self.report.timings[stage] += seconds
+
+    def account(self) -> Report:
+        self.report.timings["total"] = time.perf_counter() - self.start
+        self.report.peak_memory_mb = runtime.peak_ram_mb()
+        if self.model is not None:
+            self.report.peak_vram_mb = runtime.peak_vram_mb(self.backbone.runtime)
+        return self.report
+
+
+@contextmanager
+def _errors_for_people(latents: Path) -> Iterator[None]:
+    """Say where the latents are when something stops a run after they were written, and say so when memory ran out."""
+    kept = f"The latents are kept in {latents}."
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(kept if latents.exists() else "") from interrupt
+    except (VgenError, RuntimeError, MemoryError) as error:
+        tips = [error.tip] if isinstance(error, VgenError) and error.tip else []
+        message = error.message if isinstance(error, VgenError) else str(error)
+        if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", message):
+            message, tips = "The memory ran out.", ["try fewer --frames, or a smaller --width and --height."]
+        elif isinstance(error, RuntimeError) and not latents.exists():
+            raise
+        if latents.exists():
+            message, tips = f"{message}\n{kept}", [*tips, f"the video can still be made with: vgen decode {latents}"]
+        raise VgenError(message, tip=" ".join(tips) or None) from error

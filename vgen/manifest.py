@@ -1,0 +1,143 @@
+"""What a run was, completely enough to run it again: kept inside the video and beside it as JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import vgen
+from vgen import batch, checkpoints
+from vgen.errors import VgenError
+from vgen.request import GenerateRequest, Plan
+
+if TYPE_CHECKING:
+    from vgen.checkpoints import Checkpoint
+    from vgen.runtime import Runtime
+
+Manifest = dict[str, Any]
+
+LIBRARIES = ("torch", "diffusers", "transformers")
+# Hashing reads about 1 GB in a second; a larger folder is told by its files' names and sizes only.
+MAX_HASHED_BYTES = 2 * 2**30
+
+
+def build(
+    plan: Plan, runtime: Runtime, *, checkpoint: Mapping[str, Any], timings: Mapping[str, float], created: datetime
+) -> Manifest:
+    """Return the manifest of one video; `checkpoint` is what `identity` says of the plan's checkpoint.
+
+    The request in it is complete: every default is written out, and the dtype is the one that was used.
+    """
+    return {
+        "vgen": vgen.__version__,
+        "created": created.isoformat(timespec="seconds"),
+        "request": {**plan.to_dict(), "dtype": runtime.dtype},
+        "seed": plan.seed,
+        "image_sha256": plan.image and checkpoints.sha256(plan.image),
+        "checkpoint": dict(checkpoint),
+        "device": runtime.device,
+        "dtype": runtime.dtype,
+        "sampler": plan.sampler,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "timings": {stage: round(seconds, 3) for stage, seconds in timings.items()},
+    }
+
+
+def identity(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what tells this checkpoint from every other: name, repository, revision, and its files' sizes and sha256.
+
+    A hub revision says it all. The files of a folder are hashed unless they are very large; their sha256 is None then.
+    """
+    return {
+        "name": checkpoint.name,
+        "family": checkpoint.family,
+        "repo": checkpoint.repo,
+        "revision": checkpoint.revision,
+        "files": [] if checkpoint.source == "hub" else _files(checkpoint),
+    }
+
+
+def sidecar(path: Path) -> Path:
+    """Return where the manifest of the video at `path` lies beside it: `clip.mp4.json` for `clip.mp4`."""
+    return path.with_name(f"{path.name}.json")
+
+
+def read(path: Path) -> Manifest:
+    """Return the manifest inside a video, beside it, or in a .json file; raise `VgenError` when there is none."""
+    if not path.exists():
+        raise VgenError(f"There is no file {path}.", tip="check the path.")
+    if path.suffix.lower() == ".json":
+        return _parse(path.read_bytes(), path)
+    if path.is_file():
+        from vgen import video
+
+        inside = video.read_tags(path).get(video.MANIFEST_TAG)
+        if inside is not None:
+            return _parse(inside, path)
+    if sidecar(path).is_file():
+        return _parse(sidecar(path).read_bytes(), sidecar(path))
+    raise VgenError(
+        f"{path} holds no manifest and there is none beside it ({sidecar(path).name}).",
+        tip="only videos that vgen wrote, and were not converted since, know how they were made.",
+    )
+
+
+def request(manifest: Manifest, changes: Mapping[str, Any]) -> GenerateRequest:
+    """Return the request that makes the manifest's video again, but for the fields in `changes`.
+
+    Raises `VgenError` when the image that it started from is not the same any more.
+    """
+    asked = GenerateRequest.from_dict(batch.merge(manifest["request"], changes))
+    image = asked.image if "image" not in changes else None
+    if image is not None and image.is_file() and checkpoints.sha256(image) != manifest["image_sha256"]:
+        raise VgenError(f"The image {image} has changed since the video was made.", tip="give one with --image.")
+    return asked
+
+
+def differences(manifest: Manifest, checkpoint: Checkpoint) -> list[str]:
+    """Return what keeps this checkpoint and these libraries from making the manifest's frames again, in sentences."""
+    found = []
+    if any(manifest["checkpoint"].get(key) != value for key, value in identity(checkpoint).items() if key != "name"):
+        found.append(
+            f'The weights of "{checkpoint.name}" are not those that made the video, so the frames will differ.'
+        )
+    for library, version in _versions().items():
+        was = manifest["versions"].get(library)
+        if was != version:
+            found.append(f"The video was made with {library} {was} and this is {version}, so the frames may differ.")
+    return found
+
+
+def _files(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    if checkpoint.files:
+        return [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in checkpoint.files]
+    assert checkpoint.folder is not None  # Only what is on the hub may lack one.
+    paths = sorted(path for path in checkpoint.folder.rglob("*") if path.is_file())
+    hashed = sum(path.stat().st_size for path in paths) <= MAX_HASHED_BYTES
+    return [
+        {
+            "path": path.relative_to(checkpoint.folder).as_posix(),
+            "size": path.stat().st_size,
+            "sha256": checkpoints.sha256(path) if hashed else None,
+        }
+        for path in paths
+    ]
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def _parse(text: str | bytes, path: Path) -> Manifest:
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise VgenError(f"The manifest in {path} is damaged: {error}.") from error
+    if not isinstance(manifest, dict) or not manifest.keys() >= {"request", "checkpoint", "versions"}:
+        raise VgenError(f"{path} is no manifest of vgen.", tip="give a video that vgen wrote, or the .json beside it.")
+    return manifest
