@@ -136,7 +136,7 @@ def load_latents(path: Path) -> tuple[Tensor, GenerateRequest]:
         ) from error
 
 
-@dataclass(kw_only=False)
+@dataclass
 class _Stages:
     """Announces stages and measures them in wall seconds."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from vgen import checkpoints
@@ -53,9 +53,11 @@ def test_a_name_that_is_close_gets_a_suggestion(name: str) -> None:
 
 
 @given(st.text(st.characters(exclude_characters="/"), max_size=60))
+@example("a" * 10_000)
+@example("~nobody-of-this-name")
+@example("a\0b")
 def test_any_other_name_is_an_error_for_people(name: str) -> None:
-    if name in names() or Path(name).exists() if "\0" not in name else False:
-        return
+    assume(name not in names() and checkpoints._existing(name) is None)
     with pytest.raises(VgenError):
         resolve(name)
 
@@ -199,6 +201,26 @@ def test_a_hub_id_in_the_cache_is_used_without_a_connection(
         verify(checkpoint)
     with pytest.raises(CheckpointError, match='Cannot get "someone/other" from the hub'):
         resolve("someone/other")
+
+
+def test_fetch_asks_the_hub_for_what_is_missing_and_for_nothing_else(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[object] = []
+    cached = snapshot(folder, tmp_path / "hub")
+    checkpoint = replace(resolve(str(cached)), source="hub", repo="someone/tiny", revision=cached.name)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(cached))
+    checkpoints.fetch(checkpoint)
+    assert asked == []
+    weights(cached).unlink()
+    checkpoints.fetch(checkpoint)
+    ((arguments, options),) = asked  # type: ignore[misc]
+    assert arguments == ("someone/tiny",)
+    assert options["revision"] == cached.name
+    components = ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"]
+    assert sorted(options["allow_patterns"]) == ["model_index.json", *(f"{name}/*" for name in components)]
 
 
 def test_a_catalogue_that_lost_its_link_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,17 +96,17 @@ def resolve(model: str) -> Checkpoint:
     """
     if model in names():
         return _named(model)
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return _described(model, folder.resolve(), source="folder", repo=None, revision=None)
-    if folder.exists():
+    path = _existing(model)
+    if path is not None and path.is_dir():
+        return _described(model, path, source="folder", repo=None, revision=None)
+    if path is not None:
         raise UsageError(
             f'"{model}" is a file, but a checkpoint is a folder in diffusers layout.',
             tip="give the folder that holds model_index.json.",
         )
     repo, _, revision = model.partition("@")
     if _HUB_ID.fullmatch(repo) and not did_you_mean(model, names()):
-        snapshot = download(repo, revision or None, patterns=_CARD_PATTERNS)
+        snapshot = _snapshot(repo, revision or None, _CARD_PATTERNS)
         return _described(model, snapshot, source="hub", repo=repo, revision=snapshot.name)
     raise UsageError(
         f'There is no model "{model}".{did_you_mean(model, names())}',
@@ -114,22 +114,19 @@ def resolve(model: str) -> Checkpoint:
     )
 
 
-def download(repo: str, revision: str | None, *, patterns: tuple[str, ...] | None = None) -> Path:
-    """Return the local snapshot folder of a hub repository, once the files of `patterns` (None: all) are there."""
-    from huggingface_hub import snapshot_download
+def fetch(checkpoint: Checkpoint) -> None:
+    """Download what a checkpoint of the hub lacks on this machine; nothing for one that is whole, or not of the hub.
 
+    Raises `CheckpointError` when the hub cannot be reached.
+    """
+    if checkpoint.repo is None or checkpoint.folder is None:
+        return
     try:
-        # Whatever is in the cache is used as it is, so that a run on a train works and repeats.
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True))
-    except Exception:
-        pass
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    except Exception as error:
-        raise CheckpointError(
-            f'Cannot get "{repo}" from the hub: {_first_line(error)}',
-            tip="check the name and the connection, or give a local folder in diffusers layout.",
-        ) from error
+        verify(checkpoint, full=False)
+    except CheckpointError:
+        components = _components(checkpoint.folder)
+        patterns = ("model_index.json", *(f"{component}/*" for component in components))
+        _snapshot(checkpoint.repo, checkpoint.revision, patterns, cached=False)
 
 
 def verify(checkpoint: Checkpoint, *, full: bool = True) -> None:
@@ -169,6 +166,42 @@ def describe_files(folder: Path) -> tuple[CheckpointFile, ...]:
         CheckpointFile(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256(path))
         for path in paths
     )
+
+
+def _existing(model: str) -> Path | None:
+    """Return the absolute path that a text names, or None where nothing can be there, as no file name is like it."""
+    try:
+        path = Path(model).expanduser()
+        return path.resolve() if path.exists() else None
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+def _snapshot(repo: str, revision: str | None, patterns: tuple[str, ...], *, cached: bool = True) -> Path:
+    """Return the local folder of a hub repository with the files of `patterns`; if `cached`, what is there will do."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if cached:
+        try:
+            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+            if (folder / "transformer" / "config.json").is_file() and (folder / "model_index.json").is_file():
+                return folder
+        except (LocalEntryNotFoundError, HFValidationError):
+            pass
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f'Cannot get "{repo}" from the hub: {_first_line(error)}',
+            tip="check the name and the connection, or give a local folder in diffusers layout.",
+        ) from error
+
+
+def _components(folder: Path) -> list[str]:
+    """Return the names in model_index.json that stand for `[library, class]` and not for nothing."""
+    index = _read_json(folder / "model_index.json")
+    return [name for name, entry in index.items() if isinstance(entry, list) and entry[0]]
 
 
 def _named(name: str) -> Checkpoint:
@@ -251,9 +284,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _component_files(checkpoint: Checkpoint, folder: Path) -> list[Path]:
     """Return the files that the components named in model_index.json are made of; raise where one is missing."""
     found = [folder / "model_index.json"]
-    for component, entry in _read_json(found[0]).items():
-        if not isinstance(entry, list) or not entry[0]:
-            continue
+    for component in _components(folder):
         directory = folder / component
         files = sorted(path for path in directory.glob("*") if path.is_file())
         if not files:

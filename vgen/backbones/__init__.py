@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
-from vgen.checkpoints import Checkpoint, verify
+from vgen.checkpoints import Checkpoint, fetch, verify
 from vgen.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -47,12 +47,13 @@ class Backbone(Protocol):
         """Return frames uint8 [B, F, H, W, 3] for latents."""
 
 
-def load(checkpoint: Checkpoint, runtime: Runtime) -> Backbone:
-    """Return the backbone of a checkpoint on a runtime, its files verified first; raises `CheckpointError`."""
-    if checkpoint.repo is not None:
-        from vgen.checkpoints import download
+def load(checkpoint: Checkpoint, runtime: Runtime, *, decode_only: bool = False) -> Backbone:
+    """Return the backbone of a checkpoint on a runtime, its files fetched where they must be, and verified.
 
-        download(checkpoint.repo, checkpoint.revision)
+    With `decode_only` it holds what `decode` needs and nothing else. Raises `CheckpointError`.
+    """
+    fetch(checkpoint)
     verify(checkpoint)
     module, _, name = FAMILIES[checkpoint.family].partition(":")
-    return cast(Backbone, getattr(importlib.import_module(module), name)(checkpoint, runtime))
+    backbone = getattr(importlib.import_module(module), name)
+    return cast(Backbone, backbone(checkpoint, runtime, decode_only=decode_only))
