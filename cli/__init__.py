@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 import vgen
-from vgen.errors import VgenError
+from vgen.errors import UsageError, VgenError, did_you_mean
 
 # Command -> the module whose `app` it is, imported when the command is used.
 COMMANDS = {
@@ -39,10 +39,15 @@ class Commands(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in self.commands and cmd_name in COMMANDS:
+        if cmd_name not in COMMANDS:
+            known = ", ".join(COMMANDS)
+            raise UsageError(
+                f'There is no command "{cmd_name}".{did_you_mean(cmd_name, COMMANDS)}', tip=f"use {known}."
+            )
+        if cmd_name not in self.commands:
             self.commands[cmd_name] = command = get_command(importlib.import_module(COMMANDS[cmd_name]).app)
             command.name = cmd_name
-        return self.commands.get(cmd_name)
+        return self.commands[cmd_name]
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -51,7 +56,7 @@ class Commands(TyperGroup):
             print(f"Error: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as interrupt:
-            print(" ".join(["Interrupted.", *interrupt.args]), file=sys.stderr)
+            print(f"Interrupted. {interrupt}".strip(), file=sys.stderr)
             raise typer.Exit(130) from interrupt
         except BrokenPipeError as error:
             # The reader of our output (head, less) has gone; what Python would flush at exit has nowhere to go.

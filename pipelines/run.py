@@ -117,20 +117,21 @@ class _Run:
             latents.unlink()
 
     def decode(self, latents: Path, job: Job) -> None:
-        backbone = self.load(job.plan)
+        backbone = self.load(job.plan, decode_only=True)
         from vgen.pipelines import text_to_video
 
         with _errors_for_people(latents):
             self.write(job, text_to_video.decode_latents(latents, backbone, on_stage=self.watch.on_stage))
 
-    def load(self, plan: Plan) -> Backbone:
+    def load(self, plan: Plan, *, decode_only: bool = False) -> Backbone:
         model = (plan.model, plan.device, plan.dtype)
         if model != self.model:
             self.watch.on_stage("load")
             start = time.perf_counter()
             from vgen import backbones
 
-            self.backbone = backbones.load(plan.checkpoint, runtime.choose(plan.device, plan.dtype))
+            chosen = runtime.choose(plan.device, plan.dtype)
+            self.backbone = backbones.load(plan.checkpoint, chosen, decode_only=decode_only)
             self.identity = manifest.identity(plan.checkpoint)
             self.model = model
             self.report.timings["load"] += time.perf_counter() - start

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vgen import manifest, naming
 from vgen.batch import PlannedLine
-from vgen.errors import UsageError, VgenError, did_you_mean
+from vgen.errors import UsageError, VgenError
 from vgen.files import not_written
 
 DEFAULT_FOLDER = Path("outputs")
@@ -40,8 +40,7 @@ def check_suffix(output: Path) -> None:
     """Raise `UsageError` unless the name ends as a video that vgen can write."""
     if output.suffix.lower() not in SUFFIXES:
         raise UsageError(
-            f'"{output.name}" ends in "{output.suffix}", which is no format that vgen writes.'
-            f"{did_you_mean(output.suffix, SUFFIXES)}",
+            f'"{output.name}" ends in "{output.suffix}", which is no format that vgen writes.',
             tip=f"end the name in one of {', '.join(SUFFIXES)}; .png makes a folder of frames.",
         )
 
