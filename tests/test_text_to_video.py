@@ -43,8 +43,7 @@ def stock(pipeline: Any, made: Plan, **extra: Any) -> Any:
         num_inference_steps=made.num_inference_steps,
         max_sequence_length=made.checkpoint.defaults.max_sequence_length,
         generator=noise_generator(made.seed),
-        **SIZE,
-        **extra,
+        **{**SIZE, **extra},
     ).frames
 
 
@@ -65,6 +64,18 @@ def test_euler_gives_the_latents_of_stock_diffusers(
     assert (expected - noise).abs().max() > 0.1
     other = text_to_video.generate(replace(made, prompt="a blue cube"), loaded(folder))
     assert (generation.latents - other.latents).abs().max().item() > 100 * TOLERANCE
+
+
+@pytest.mark.skipif(not resolve("toyland").files, reason="there are no weights to compare")
+def test_the_embedded_checkpoint_gives_the_latents_of_stock_diffusers() -> None:
+    checkpoint = resolve("toyland")
+    request = GenerateRequest(prompt="a red ball on grass", seed=7, num_inference_steps=4)
+    made = plan(request, checkpoint)
+    generation = text_to_video.generate(made, backbones.load(checkpoint, choose("cpu", "float32")))
+    pipeline = WanPipeline.from_pretrained(checkpoint.folder)
+    size = {"width": made.width, "height": made.height, "num_frames": made.num_frames}
+    expected = stock(pipeline, made, output_type="latent", **size)
+    assert (generation.latents - expected).abs().max().item() <= TOLERANCE
 
 
 def test_frames_are_those_of_stock_diffusers(tiny_checkpoint: Path) -> None:

@@ -378,7 +378,7 @@ def _main(arguments: list[str]) -> int:
         return error.exit_code
     print("    files:")
     for file in found:
-        values = ", ".join(f"{field.name}: {getattr(file, field.name)}" for field in fields(file))
+        values = ", ".join(f"{field.name}: {json.dumps(getattr(file, field.name))}" for field in fields(file))
         print(f"      - {{{values}}}")
     return 0
 

@@ -15,20 +15,30 @@ TextVelocity: TypeAlias = "Callable[[Tensor, Tensor, Tensor], Tensor]"
 
 
 def classifier_free(
-    velocity: TextVelocity, text: Tensor, negative_text: Tensor | None, guidance_scale: float
+    velocity: TextVelocity,
+    text: Tensor,
+    negative_text: Tensor | None,
+    guidance_scale: float,
+    *,
+    batched: bool = True,
 ) -> Velocity:
     """Return the velocity u + s * (c - u) of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
 
-    text and negative_text [B, L, D]; both branches run as one batch of 2B. Without a negative text, and at a scale of
-    1 or less, the model runs with the prompt alone, as diffusers does.
+    text and negative_text [B, L, D]. Both branches run as one batch of 2B, or in turn where not `batched`. Without a
+    negative text, and at a scale of 1 or less, the model runs with the prompt alone, as diffusers does.
     """
     if negative_text is None or guidance_scale <= 1:
         return lambda latents, sigma: velocity(latents, sigma, text)
+    negative_text = negative_text.expand_as(text)
     both = text.new_empty((2 * text.shape[0], *text.shape[1:]))
     both[: text.shape[0]], both[text.shape[0] :] = text, negative_text
 
     def guided(latents: Tensor, sigma: Tensor) -> Tensor:
-        conditional, unconditional = velocity(latents.repeat(2, 1, 1, 1, 1), sigma, both).chunk(2)
+        if batched:
+            conditional, unconditional = velocity(latents.repeat(2, 1, 1, 1, 1), sigma, both).chunk(2)
+        else:
+            conditional = velocity(latents, sigma, text)
+            unconditional = velocity(latents, sigma, negative_text)
         return unconditional + guidance_scale * (conditional - unconditional)
 
     return guided
