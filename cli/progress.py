@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vgen.pipelines.run import Job, Watch
 
@@ -36,21 +36,28 @@ def _bars(console: Console, num_jobs: int) -> Iterator[Watch]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}"),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        videos = progress.add_task("Videos", total=num_jobs, completed=-1, visible=num_jobs > 1)
-        stage = progress.add_task("", total=None)
+        begun = 0
+        videos = progress.add_task("Videos", total=num_jobs, count="", visible=num_jobs > 1)
+        stage = progress.add_task("", total=None, count="")
+
+        def on_job(job: Job) -> None:
+            nonlocal begun
+            progress.update(videos, completed=begun, count=f"{begun}/{num_jobs}")
+            begun += 1
 
         def on_stage(name: str) -> None:
-            progress.reset(stage, total=None, description=DOING[name])
+            nonlocal stage
+            progress.remove_task(stage)
+            stage = progress.add_task(DOING[name], total=None, count="")
 
-        yield Watch(
-            on_job=lambda job: progress.advance(videos),
-            on_stage=on_stage,
-            on_step=lambda step, num_steps: progress.update(stage, completed=step, total=num_steps),
-        )
+        def on_step(step: int, num_steps: int) -> None:
+            progress.update(stage, completed=step, total=num_steps, count=f"{step}/{num_steps}")
+
+        yield Watch(on_job=on_job, on_stage=on_stage, on_step=on_step)
 
 
 def _lines(num_jobs: int) -> Watch:
