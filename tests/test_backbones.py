@@ -65,7 +65,7 @@ def test_text_is_that_of_stock_diffusers(wan: Wan, tiny_checkpoint: Path) -> Non
     assert text[0, 7:].abs().max() == 0 < text[0, :7].abs().min()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(prompt=st.text(st.characters(), max_size=200))
 def test_any_prompt_is_encoded(prompt: str, wan: Wan) -> None:
     with torch.no_grad():
