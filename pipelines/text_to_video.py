@@ -110,12 +110,16 @@ def decode_latents(path: Path, backbone: Backbone, *, on_stage: OnStage | None =
 
 
 def save_latents(path: Path, latents: Tensor, plan: Plan) -> None:
-    """Write latents [1, C, T, h, w] and the plan that made them as safetensors, all of it or nothing."""
-    from safetensors.torch import save_file
+    """Write latents [1, C, T, h, w] and the plan that made them as safetensors, all of it or nothing.
+
+    Raises `VgenError` where the disk is full or the folder cannot be written to.
+    """
+    from safetensors.torch import save
 
     metadata = {"vgen": "latents", "request": json.dumps(plan.to_dict())}
+    content = save({"latents": latents.detach().float().contiguous().cpu()}, metadata)
     with files.atomic(path) as part:
-        save_file({"latents": latents.detach().float().contiguous().cpu()}, part, metadata=metadata)
+        part.write_bytes(content)
 
 
 def load_latents(path: Path) -> tuple[Tensor, GenerateRequest]:

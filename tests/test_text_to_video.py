@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,22 @@ def test_a_failed_decode_leaves_the_latents(
         text_to_video.generate(made, backbone, save_latents=lambda x: text_to_video.save_latents(path, x, made))
     monkeypatch.undo()
     assert text_to_video.decode_latents(path, backbone).frames.shape == (9, 32, 48, 3)
+
+
+def test_latents_that_do_not_fit_on_the_disk_are_an_error_and_leave_nothing(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    made = planned(tiny_checkpoint)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(VgenError, match="Could not write"):
+            text_to_video.save_latents(tmp_path / "latents.safetensors", torch.zeros(1, 16, 3, 16, 16), made)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(VgenError, match="Could not write"):
+        text_to_video.save_latents(tmp_path / "nowhere" / "latents.safetensors", torch.zeros(1), made)
 
 
 def test_files_that_are_no_latents_are_refused(tmp_path: Path) -> None:
