@@ -111,6 +111,19 @@ def test_image_is_the_first_frame(small: list[str]) -> None:
     assert manifest.read(Path("clip.png"))["image_sha256"]
 
 
+def test_manifest_means_the_same_from_any_folder(
+    tmp_path: Path, small: list[str], tiny_expanded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_expanded.parent)
+    Image.new("RGB", (32, 32), (200, 40, 40)).save(tmp_path / "first.png")
+    image = os.path.relpath(tmp_path / "first.png")
+    one = str(tmp_path / "one.png")
+    made("generate", "a", *small, "--model", tiny_expanded.name, "--image", image, "-o", one)
+    monkeypatch.chdir(tmp_path)
+    made("generate", "--from", "one.png", "-o", "two.png")
+    np.testing.assert_array_equal(video.read(Path("one.png")).frames, video.read(Path("two.png")).frames)
+
+
 def test_seconds_are_rounded_and_it_is_said(small: list[str]) -> None:
     without_frames = [word for word in small if word not in ("--frames", "5")]
     result = vgen("generate", "a", *without_frames, "--seconds", "0.5", "--fps", "8", "-o", "clip.mp4")

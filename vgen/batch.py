@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vgen import checkpoints
+from vgen.checkpoints import Checkpoint
 from vgen.errors import UsageError, VgenError, did_you_mean
 from vgen.request import GenerateRequest, Plan, plan
 
@@ -77,11 +78,12 @@ def plan_lines(lines: Sequence[PromptLine], seeds: Sequence[int]) -> tuple[list[
             if isinstance(line.request, VgenError):
                 raise line.request
             checkpoint = resolve(line.request.model)
-            takes = [line.request.seed] if line.request.seed is not None or not seeds else seeds
+            request = _anchored(line.request, checkpoint)
+            takes = [request.seed] if request.seed is not None or not seeds else seeds
             for take, seed in enumerate(takes, start=1):
                 parts = (line.number, take if len(takes) > 1 else None)
                 label = "-".join(str(part) for part in parts if part is not None)
-                made = plan(replace(line.request, seed=seed), checkpoint)
+                made = plan(replace(request, seed=seed), checkpoint)
                 planned.append(PlannedLine(label=label, number=line.number, plan=made))
         except VgenError as error:
             if line.number is None:
@@ -89,6 +91,16 @@ def plan_lines(lines: Sequence[PromptLine], seeds: Sequence[int]) -> tuple[list[
             prompt = line.request.prompt if isinstance(line.request, GenerateRequest) else None
             broken.append(Failure(line=line.number, prompt=prompt, error=error))
     return planned, broken
+
+
+def _anchored(request: GenerateRequest, checkpoint: Checkpoint) -> GenerateRequest:
+    """Return the request with absolute paths and a hub revision: it means the same from any folder on any day."""
+    model = request.model
+    if checkpoint.source == "folder":
+        model = str(checkpoint.folder)
+    elif checkpoint.source == "hub":
+        model = f"{checkpoint.repo}@{checkpoint.revision}"
+    return replace(request, model=model, image=request.image and request.image.absolute())
 
 
 def _line(number: int, line: bytes, defaults: Mapping[str, Any], *, is_jsonl: bool) -> PromptLine:

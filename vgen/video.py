@@ -36,7 +36,7 @@ PALETTE = "split[a][b];[a]palettegen=stats_mode=full[p];[b][p]paletteuse=dither=
 
 ENCODERS: dict[str, list[str]] = {
     ".mp4": ["-vf", BT709, "-c:v", "libx264", "-crf", "16", "-movflags", "+faststart+use_metadata_tags", "-f", "mp4"],
-    ".webm": ["-vf", BT709, "-c:v", "libvpx-vp9", "-crf", "20", "-b:v", "0", "-row-mt", "1", "-f", "webm"],
+    ".webm": ["-vf", BT709, "-c:v", "libvpx-vp9", "-crf", "20", "-b:v", "0", "-cpu-used", "3", "-f", "webm"],
     ".gif": ["-filter_complex", PALETTE, "-f", "gif"],
 }
 SUFFIXES = (*ENCODERS, ".png")
