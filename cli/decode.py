@@ -40,7 +40,7 @@ def decode(
     force: Annotated[bool, typer.Option("--force", help="Replace a video that exists.")] = False,
     form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text,
 ) -> None:
-    """Finish a run whose decoding failed. The latents stay; delete them when the video is right."""
+    """Finish a run whose decoding failed; its latents stay."""
     from vgen.pipelines.text_to_video import load_latents
 
     _, request = load_latents(latents)

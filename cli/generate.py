@@ -123,7 +123,9 @@ def generate(
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.", rich_help_panel=OUTPUT)] = False,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="With --prompts: leave out videos that exist.", rich_help_panel=OUTPUT),
+        typer.Option(
+            "--resume", help="With --prompts: leave out videos that exist, and go on.", rich_help_panel=OUTPUT
+        ),
     ] = False,
     keep_latents: Annotated[
         bool, typer.Option("--keep-latents", help="Keep them for vgen decode.", rich_help_panel=OUTPUT)
@@ -170,7 +172,7 @@ def generate(
     for note in dict.fromkeys(notes):
         say(note)
     for job in jobs:
-        outputs.check(job.output, force=force, begins=True)
+        outputs.check(job.output, force=force, begins=not resume)
     if dry_run:
         results.show_plans(jobs, failures, form)
     else:

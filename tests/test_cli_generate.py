@@ -219,6 +219,7 @@ def test_batch_resumes_where_it_stopped(small: list[str]) -> None:
     made("generate", *arguments)
     Path("clips/c-2.gif").unlink()
     Path("clips/c-2.gif.json").unlink()
+    Path("clips/c-2.gif.latents.safetensors").write_bytes(b"of a run that was killed while it decoded")
     assert made("generate", *arguments, "--resume")["outputs"] == ["clips/c-2.gif"]
     assert vgen("generate", "--prompts", "prompts.txt", *small, "--resume").exit_code == 2
 

@@ -60,8 +60,8 @@ def video_path(latents: Path) -> Path:
 def check(path: Path, *, force: bool, begins: bool) -> None:
     """Raise `VgenError` when writing the video at `path` would take something away.
 
-    That is the video, its manifest, or, where a run `begins`, the latents of one that was not finished. With `force`
-    they may be replaced, but never a folder that holds other things than frames.
+    That is the video, its manifest, or, where a run `begins` anew, the latents of one that was not finished. With
+    `force` they may be replaced, but never a folder that holds other things than frames.
     """
     if path.is_dir() and (path.suffix.lower() != ".png" or any(file.suffix != ".png" for file in path.iterdir())):
         raise VgenError(f"{path} is a folder that vgen did not make.", tip="choose another --output.")
