@@ -19,6 +19,8 @@ COMMANDS = {
     "generate": "vgen.cli.generate",
     "decode": "vgen.cli.decode",
     "info": "vgen.cli.info",
+    "toyland": "vgen.cli.toyland",
+    "train": "vgen.cli.train",
 }
 
 EPILOG = """

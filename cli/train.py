@@ -1,0 +1,154 @@
+"""`vgen train`: the embedded model, from nothing."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vgen.errors import UsageError
+from vgen.files import not_written
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Train the embedded model. Runs stop at their budget, save as they go, and go on where they were stopped.",
+)
+
+EPILOG = """
+[bold]From nothing to a checkpoint[/bold]
+
+vgen train vae --minutes 25 -o runs/vae
+
+vgen train base --vae runs/vae/vae --clips 17x64x64=16000 --minutes 35 -o runs/base-64
+
+vgen train base --vae runs/vae/vae --start runs/base-64 --clips 17x128x128=4000 --minutes 45 -o runs/base-128
+
+vgen train export --vae runs/vae/vae --base runs/base-128 -o my-toyland
+
+[dim]Several GPUs: accelerate launch -m vgen train base …[/dim]
+"""
+
+Minutes = Annotated[float | None, typer.Option(min=0.05, help="The budget in minutes of training, resumes included.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="The budget in steps instead; repeats bit for bit.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of weights, clips, captions and noise.")]
+SaveMinutes = Annotated[float, typer.Option(min=0.05, help="Minutes between two saves.")]
+
+
+@app.callback()
+def _train() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+
+@app.command(epilog=EPILOG)
+def vae(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder.")] = Path("runs/vae"),
+    minutes: Minutes = None,
+    steps: Steps = None,
+    batch_size: Annotated[int, typer.Option(min=2, help="Crops of five frames, 64×64, in a step.")] = 4,
+    freeze_encoder: Annotated[
+        bool, typer.Option(help="Train the decoder alone, so that what was trained on the latents stays right.")
+    ] = False,
+    start: Annotated[Path | None, typer.Option(help="A VAE's folder to begin from.")] = None,
+    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of the kernels' Muon.")] = 1e-2,
+    seed: Seed = 0,
+    save_minutes: SaveMinutes = 5.0,
+) -> None:
+    """Train the VAE on crops of rendered clips."""
+    make_folder(output)
+    require_budget(minutes, steps)
+    from vgen.training.loop import Budget
+    from vgen.training.vae import train_vae
+
+    train_vae(
+        output,
+        budget=Budget(minutes=minutes, steps=steps, save_minutes=save_minutes),
+        batch_size=batch_size,
+        freeze_encoder=freeze_encoder,
+        start=start,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    print(output / "vae")
+
+
+@app.command(epilog=EPILOG)
+def base(
+    vae: Annotated[Path, typer.Option(help="The folder of a trained VAE.")],
+    clips: Annotated[
+        list[str], typer.Option(help="FRAMESxHEIGHTxWIDTH=COUNT: clips to render, encode and keep. Repeatable.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder.")] = Path("runs/base"),
+    start: Annotated[Path | None, typer.Option(help="A run's folder to take the weights from.")] = None,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips in a step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of the blocks' Muon.")] = 5e-3,
+    compile: Annotated[bool, typer.Option(help="Compile the blocks: a minute's wait, then faster steps.")] = True,
+    seed: Seed = 0,
+    save_minutes: SaveMinutes = 5.0,
+) -> None:
+    """Train the text encoder and the DiT on latents of rendered clips."""
+    make_folder(output)
+    require_budget(minutes, steps)
+    shapes = [parse_clips(text) for text in clips]
+    from vgen.training.base import train_base
+    from vgen.training.loop import Budget
+
+    train_base(
+        output,
+        vae=vae,
+        shapes=shapes,
+        start=start,
+        budget=Budget(minutes=minutes, steps=steps, save_minutes=save_minutes),
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        compile_blocks=compile,
+        seed=seed,
+    )
+    print(output)
+
+
+@app.command(epilog=EPILOG)
+def export(
+    vae: Annotated[Path, typer.Option(help="The folder of a trained VAE.")],
+    base: Annotated[Path, typer.Option(help="The folder of a base run.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint's folder.")],
+) -> None:
+    """Put a VAE and a base run together: a checkpoint in diffusers' layout, weights in bfloat16."""
+    make_folder(output)
+    from vgen.training.export import export_checkpoint
+
+    export_checkpoint(vae, base, output)
+    print(output)
+
+
+def parse_clips(text: str) -> tuple[int, int, int, int]:
+    """Return (frames, height, width, count) of "17x128x128=4000"."""
+    try:
+        shape, count = text.split("=")
+        frames, height, width = (int(number) for number in shape.split("x"))
+        parsed = frames, height, width, int(count)
+    except ValueError:
+        raise UsageError(f'"{text}" is not FRAMESxHEIGHTxWIDTH=COUNT.', tip="for example 17x128x128=4000.") from None
+    if frames % 4 != 1 or height % 16 or width % 16 or min(parsed) < 1:
+        raise UsageError(
+            f'"{text}": frames are 4k+1, height and width multiples of 16.', tip="for example 17x128x128=4000."
+        )
+    return parsed
+
+
+def require_budget(minutes: float | None, steps: int | None) -> None:
+    """Raise `UsageError` unless one of the two is given."""
+    if (minutes is None) == (steps is None):
+        raise UsageError("Training needs --minutes or --steps, one of them.", tip="for example --minutes 25.")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a run's folder; raise `VgenError` where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_written(folder, error) from error

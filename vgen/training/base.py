@@ -1,0 +1,222 @@
+"""Trains Toyland's text encoder and DiT together: rectified flow with any subset of the latent frames known."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
+
+from vgen.toyland import captions, text
+from vgen.training.latents import LatentSet, latent_set, latent_statistics
+from vgen.training.loop import Budget, Progress, train
+from vgen.training.muon import Muon
+from vgen.training.vae import LATENT_CHANNELS
+
+CONFIG = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 4,
+    "attention_head_dim": 64,
+    "in_channels": LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
+    "text_dim": text.TEXT_WIDTH,
+    "freq_dim": 256,
+    "ffn_dim": 1024,
+    "num_layers": 6,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "rope_max_seq_len": 1024,
+}
+TIME_MEAN, TIME_SPREAD = 0.4, 1.1  # of the normal variable whose sigmoid is sigma
+DROPPED_CAPTIONS = 0.1
+DATA_SEED = 100  # of the first shape's clips; the next shapes count on
+STATISTICS = "latents.json"  # the latents' means and divisors, in a run's folder
+PADDINGS = (48, 64, 64, 64, 64, 64, 64, 128, 512)  # lengths that prompts are padded to; stock pipelines use 512
+
+
+class TextToVelocity(nn.Module):
+    """The text encoder and the DiT as one module for the training loop."""
+
+    def __init__(self, text_encoder: UMT5EncoderModel, transformer: WanTransformer3DModel) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.transformer = transformer
+
+    def forward(self, latents: Tensor, timesteps: Tensor, tokens: Tensor, padding: int) -> Tensor:
+        """Return the velocity, shaped as `latents` [B, C, T, h, w].
+
+        `timesteps` [B, L] is each video token's own, in [0, 1000]; `tokens` [B, S] are padded with 0 and their
+        embeddings with zeros up to `padding`.
+        """
+        mask = tokens != 0
+        prompt = self.text_encoder(tokens, attention_mask=mask).last_hidden_state * mask[..., None]
+        prompt = nn.functional.pad(prompt, (0, 0, 0, padding - prompt.shape[1]))
+        velocity: Tensor = self.transformer(latents, timesteps, prompt, return_dict=False)[0]
+        return velocity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one step learns from."""
+
+    latents: Tensor  # [B, C, T, h, w], normalised
+    known: Tensor  # bool [B, T]: latent frames that are given, clean
+    noise: Tensor  # like latents
+    sigma: Tensor  # [B]
+    tokens: Tensor  # long [B, S]
+    padding: int
+
+
+def known_frames(rng: random.Random, length: int) -> list[bool]:
+    """Return which of `length` latent frames are given: mostly none; else a start, both ends, an end or any subset."""
+    kind = rng.random()
+    if kind < 0.6 or length < 2:
+        return [False] * length
+    if kind < 0.75:
+        given = {0}
+    elif kind < 0.83:
+        given = set(range(rng.randrange(1, length)))
+    elif kind < 0.89:
+        given = {0, length - 1}
+    elif kind < 0.93:
+        given = {length - 1}
+    else:
+        given = set(rng.sample(range(length), rng.randrange(1, length)))
+    return [index in given for index in range(length)]
+
+
+def batch_maker(
+    sets: list[LatentSet], tokenizer: PreTrainedTokenizerFast, *, mean: Tensor, std: Tensor, seed: int
+) -> Callable[[int, int], Batch]:
+    """Return a function (step, size) → Batch: which clips, captions, times and noise depend on seed and step alone."""
+
+    def make(step: int, size: int) -> Batch:
+        rng = random.Random(f"{seed}/{step}")
+        generator = torch.Generator().manual_seed(rng.getrandbits(62))
+        chosen = rng.choices(sets, weights=[len(one.clips) for one in sets])[0]
+        picks = [rng.randrange(len(chosen.clips)) for _ in range(size)]
+        latents = (chosen.latents[picks].float() - mean) / std
+        texts = [
+            "" if rng.random() < DROPPED_CAPTIONS
+            else captions.caption(chosen.clips[pick], rng, rng.choice(captions.LENGTHS))
+            for pick in picks
+        ]  # fmt: skip
+        tokens = tokenizer(texts, padding=True, truncation=True, max_length=48, return_tensors="pt").input_ids
+        known = torch.tensor([known_frames(rng, latents.shape[2]) for _ in picks])
+        sigma = torch.sigmoid(TIME_MEAN + TIME_SPREAD * torch.randn(size, generator=generator))
+        noise = torch.randn(latents.shape, generator=generator)
+        return Batch(
+            latents=latents, known=known, noise=noise, sigma=sigma, tokens=tokens, padding=rng.choice(PADDINGS)
+        )
+
+    return make
+
+
+def flow_matching_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the mean square error of the velocity `noise - latents` over the frames that are not known.
+
+    Known frames stay clean and their tokens' time is 0 (Wan 2.2's per-token timesteps).
+    """
+    sigma = torch.where(batch.known, 0.0, batch.sigma[:, None])  # [B, T]
+    at = sigma[:, None, :, None, None]
+    noisy = (1 - at) * batch.latents + at * batch.noise
+    tokens_per_frame = (batch.latents.shape[3] // 2) * (batch.latents.shape[4] // 2)
+    timesteps = (sigma * 1000).repeat_interleave(tokens_per_frame, 1)
+    velocity: Tensor = model(noisy, timesteps, batch.tokens, batch.padding)
+    error = (velocity.float() - (batch.noise - batch.latents)).square().mean((1, 3, 4))  # [B, T]
+    unknown = (~batch.known).float()
+    return (error * unknown).sum() / unknown.sum()
+
+
+def optimizers_of(model: TextToVelocity, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Return Muon for the transformer blocks' matrices and AdamW for everything else."""
+    matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        Muon(matrices, learning_rate, weight_decay=0.01),
+        torch.optim.AdamW(others, 0.4 * learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def load_run(folder: Path) -> TextToVelocity:
+    """Return the averaged model that a run saved in `folder`."""
+    return TextToVelocity(
+        UMT5EncoderModel.from_pretrained(folder / "text_encoder"),
+        WanTransformer3DModel.from_pretrained(folder / "transformer"),
+    )
+
+
+def train_base(
+    folder: Path,
+    *,
+    vae: Path,
+    shapes: list[tuple[int, int, int, int]],
+    budget: Budget,
+    batch_size: int,
+    start: Path | None = None,
+    seed: int = 0,
+    learning_rate: float = 5e-3,
+    compile_blocks: bool = True,
+) -> TextToVelocity:
+    """Train in `folder` and return the averaged model.
+
+    `shapes` are (frames, height, width, count) of the clips to render, encode with the VAE in `vae` and learn from;
+    their latents are kept in `folder`. `start` is another run's folder to take the weights from. The latents'
+    statistics come from the first run's first shape and stay with the run: a VAE serves one normalisation.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(mixed_precision="bf16")
+    torch.manual_seed(seed)
+    codec = AutoencoderKLWan.from_pretrained(vae).to(accelerator.device).eval()
+    sets = [
+        latent_set(
+            folder / f"latents-{frames}x{height}x{width}", codec,
+            seed=DATA_SEED + index, count=count, num_frames=frames, height=height, width=width,
+        )
+        for index, (frames, height, width, count) in enumerate(shapes)
+    ]  # fmt: skip
+    statistics = (start or folder) / STATISTICS
+    if start is None and not statistics.exists():
+        mean, std = latent_statistics(sets[0].latents)
+        statistics.write_text(json.dumps({"latents_mean": mean, "latents_std": std}, indent=1))
+    facts = json.loads(statistics.read_text())
+    if start:
+        (folder / STATISTICS).write_text(json.dumps(facts, indent=1))
+        model = load_run(start)
+    else:
+        model = TextToVelocity(text.text_encoder(), WanTransformer3DModel(**CONFIG))
+    model.train().requires_grad_(True)
+    make = batch_maker(
+        sets,
+        text.tokenizer(),
+        mean=torch.tensor(facts["latents_mean"]).view(1, -1, 1, 1, 1),
+        std=torch.tensor(facts["latents_std"]).view(1, -1, 1, 1, 1),
+        seed=seed * accelerator.num_processes + accelerator.process_index,
+    )
+
+    def loss_of(wrapped: nn.Module, step: int) -> dict[str, Tensor]:
+        batch = make(step, batch_size)
+        with accelerator.autocast():
+            return {"loss": flow_matching_loss(wrapped, batch)}
+
+    def on_save(average: nn.Module, progress: Progress) -> None:
+        assert isinstance(average, TextToVelocity)
+        average.transformer.save_pretrained(folder / "transformer")
+        average.text_encoder.save_pretrained(folder / "text_encoder")
+
+    optimizers = optimizers_of(model, learning_rate)
+    if compile_blocks:
+        model.transformer.compile_repeated_blocks()
+    trained = train(model, optimizers, loss_of, folder=folder, budget=budget, accelerator=accelerator, on_save=on_save)
+    assert isinstance(trained, TextToVelocity)
+    return trained

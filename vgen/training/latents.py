@@ -1,0 +1,74 @@
+"""Rendered clips as latents on disk: encoding costs more than a training step, so it is done once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vgen.toyland.renderer import render
+from vgen.toyland.scene import Clip, sample_clips
+
+SHARD_CLIPS = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSet:
+    """Clips of one length and size with their raw latents (not normalised)."""
+
+    clips: list[Clip]
+    latents: Tensor
+    """bfloat16 [N, C, T, h, w]."""
+
+
+@torch.no_grad()
+def encode_clips(vae: AutoencoderKLWan, clips: list[Clip], num_frames: int, height: int, width: int) -> Tensor:
+    """Return the raw latents [N, C, T, h, w], bfloat16, of rendered `clips`."""
+    frames = render(clips, num_frames=num_frames, height=height, width=width, device=vae.device).frames
+    video = frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    with torch.autocast(vae.device.type, torch.bfloat16):
+        latents: Tensor = vae.encode(video.to(vae.device)).latent_dist.mode()
+    return latents.to("cpu", torch.bfloat16)
+
+
+def latent_set(
+    folder: Path, vae: AutoencoderKLWan, *, seed: int, count: int, num_frames: int, height: int, width: int
+) -> LatentSet:
+    """Return `count` clips of `seed` with their latents, encoding what `folder` does not hold yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = {"seed": seed, "num_frames": num_frames, "height": height, "width": width}
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    clips = list(islice(sample_clips(seed), count))
+    shards = []
+    for index, start in enumerate(range(0, count, SHARD_CLIPS)):
+        path = folder / f"{index:05d}.safetensors"
+        if not path.exists():
+            batch = clips[start : start + SHARD_CLIPS]
+            size = max(1, 8 * 128 * 128 // (height * width))
+            parts = [
+                encode_clips(vae, batch[at : at + size], num_frames, height, width)
+                for at in range(0, len(batch), size)
+            ]
+            save_file({"latents": torch.cat(parts)}, path.with_suffix(".new"))
+            path.with_suffix(".new").replace(path)
+        shards.append(load_file(path)["latents"])
+    return LatentSet(clips=clips, latents=torch.cat(shards))
+
+
+def latent_statistics(latents: Tensor) -> tuple[list[float], list[float]]:
+    """Return each channel's mean and its divisor, so that normalised latents have unit variance over all channels.
+
+    Channels are divided by the square root of their standard deviation, not by all of it: those that carry little stay
+    small, so that the loss spends itself on those that carry much.
+    """
+    channels = latents.float().transpose(0, 1).flatten(1)
+    mean, deviation = channels.mean(1), channels.std(1).clamp(min=1e-3)
+    divisor = deviation.sqrt()
+    scale = (channels.sub(mean[:, None]) / divisor[:, None]).square().mean().sqrt()
+    return mean.tolist(), (divisor * scale).tolist()
