@@ -106,8 +106,15 @@ def test_a_script_goes_on_from_where_the_first_action_ended() -> None:
 # How the ball's picture moves over two seconds, (right, down) in pixels of 128: the camera's move is the opposite.
 @pytest.mark.parametrize(
     ("camera", "right", "down"),
-    [("pan left", 1, 0), ("pan right", -1, 0), ("tilt up", 0, 1), ("tilt down", 0, -1), ("truck left", 1, 0), ("truck right", -1, 0)],
-)  # fmt: skip
+    [
+        ("pan left", 1, 0),
+        ("pan right", -1, 0),
+        ("tilt up", 0, 1),
+        ("tilt down", 0, -1),
+        ("truck left", 1, 0),
+        ("truck right", -1, 0),
+    ],
+)
 def test_camera_moves_shift_the_picture(camera: str, right: int, down: int) -> None:
     track = render([acting("stays", camera)], num_frames=17, height=128, width=128).pixel_tracks[0, 0]
     shift = track[-1] - track[0]
@@ -141,7 +148,7 @@ def test_hits_lie_on_the_solid_and_normals_face_the_ray(name: str) -> None:
     aim = torch.rand(3, 1, 4000, generator=generator) * 3 - 1.5
     distance, normal = solids.INTERSECT[name](origin, aim - origin)
     hit = distance.isfinite()
-    assert 0.3 < hit.float().mean() < 1
+    assert 0.2 < hit.float().mean() < 1
     point = (origin + distance.nan_to_num(posinf=0.0) * (aim - origin))[:, hit]
     assert point.abs().max() < 1.02
     facing = (normal[:, hit] * (aim - origin)[:, hit]).sum(0) <= 1e-4

@@ -43,7 +43,7 @@ HELD_OUT_SEED = 1_000_003  # clips that no training sees
 class Crops:
     """A pool of rendered clips that hands out random crops, each a function of the seed and the step."""
 
-    def __init__(self, seed: int, pool_clips: int = POOL_CLIPS) -> None:
+    def __init__(self, seed: int, pool_clips: int) -> None:
         self.seed, self.pool_clips = seed, pool_clips
         self.clips = sample_clips(seed)
         self.pool = render(list(islice(self.clips, pool_clips)), num_frames=POOL_FRAMES).frames
@@ -100,6 +100,7 @@ def train_vae(
     learning_rate: float = 1e-2,
     start: Path | None = None,
     freeze_encoder: bool = False,
+    pool_clips: int = POOL_CLIPS,
 ) -> AutoencoderKLWan:
     """Train a VAE in `folder` and return it; PSNR of held-out clips is in the log.
 
@@ -117,7 +118,7 @@ def train_vae(
     chosen = {id(p) for p in kernels}
     others = [p for p in parameters if id(p) not in chosen]
     optimizers = [Muon(kernels, learning_rate), torch.optim.AdamW(others, 1e-3, betas=(0.9, 0.98), weight_decay=0.0)]
-    crops = Crops(seed + accelerator.process_index)
+    crops = Crops(seed + accelerator.process_index, pool_clips)
 
     def loss_of(model: nn.Module, step: int) -> dict[str, Tensor]:
         size, num_frames = (batch_size // 2, 9) if step % 3 == 2 else (batch_size, 5)

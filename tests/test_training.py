@@ -1,0 +1,203 @@
+"""Training: small, real runs that learn, stop at their budget, and go on after a kill as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from vgen.cli import app
+from vgen.toyland import text
+from vgen.toyland.scene import sample_clips
+from vgen.training import base
+from vgen.training.latents import LatentSet, latent_statistics
+from vgen.training.loop import Budget, Progress, learning_rate_factor, train
+from vgen.training.muon import Muon, orthogonalise
+from vgen.training.vae import Crops, train_vae, untrained_vae
+
+
+def regression(folder: Path, steps: int, stop_at: int | None = None) -> dict[str, Tensor]:
+    """Return the averaged weights of a small regression, killed (by an exception) at a step if asked."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def loss_of(model: nn.Module, step: int) -> dict[str, Tensor]:
+        if step == stop_at:
+            raise KeyboardInterrupt
+        inputs = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        return {"loss": (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()}
+
+    folder.mkdir(exist_ok=True)
+    accelerator = Accelerator(mixed_precision="bf16")  # as the real runs: accelerate keeps one state per process
+    budget = Budget(steps=steps, save_minutes=1e-9, log_steps=5, warmup_steps=5)
+    optimizers = [
+        Muon([model[0].weight, model[2].weight], 0.02),
+        torch.optim.Adam([model[0].bias, model[2].bias], 0.01),
+    ]
+    average = train(model, optimizers, loss_of, folder=folder, budget=budget, accelerator=accelerator, ema_decay=0.9)
+    return average.state_dict()
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    straight = regression(tmp_path / "straight", 30)
+    with pytest.raises(KeyboardInterrupt):
+        regression(tmp_path / "stopped", 30, stop_at=17)
+    resumed = regression(tmp_path / "stopped", 30)
+    for name, value in straight.items():
+        assert torch.equal(value, resumed[name]), name
+    steps = [json.loads(line)["step"] for line in (tmp_path / "stopped" / "log.jsonl").read_text().splitlines()]
+    assert steps == [5, 10, 15, 20, 25, 30]
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    regression(tmp_path, 300)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.05 * losses[0]
+
+
+def test_the_learning_rate_warms_up_stays_and_falls() -> None:
+    budget = Budget(steps=1000, warmup_steps=100, decay_share=0.5)
+    factor = {step: learning_rate_factor(step, step / 1000, budget) for step in (0, 49, 100, 499, 750, 1000)}
+    assert factor == pytest.approx({0: 0.01, 49: 0.5, 100: 1, 499: 1, 750: 0.5, 1000: 0})
+
+
+def test_a_budget_in_minutes_counts_what_earlier_runs_used() -> None:
+    assert Progress(step=5, seconds=90).share(Budget(minutes=3)) == pytest.approx(0.5)
+    assert Progress(step=5, seconds=900).share(Budget(minutes=3)) == 1
+
+
+def test_orthogonalise_brings_singular_values_near_one() -> None:
+    matrices = torch.randn(3, 12, 40, generator=torch.Generator().manual_seed(1))
+    singular = torch.linalg.svdvals(orthogonalise(matrices).float())
+    assert singular.min() > 0.6 and singular.max() < 1.3
+
+
+def test_muon_takes_kernels_and_tall_matrices_and_agrees_with_torch_on_matrices() -> None:
+    start = torch.randn(24, 8, generator=torch.Generator().manual_seed(2))
+    gradient = torch.randn(24, 8, generator=torch.Generator().manual_seed(3))
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+    Muon([ours], 0.1).step()
+    torch.optim.Muon([theirs], 0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
+    assert torch.allclose(ours, theirs, atol=4e-3), "updates of 0.02, in bfloat16"
+    kernel = nn.Parameter(torch.randn(8, 4, 3, 3, 3))
+    kernel.grad = torch.randn_like(kernel)
+    before = kernel.detach().clone()
+    Muon([kernel], 0.1).step()
+    assert (kernel.detach() - before).square().mean().sqrt() == pytest.approx(0.1 * 0.2, rel=0.25)
+
+
+def test_crops_depend_on_the_step_alone() -> None:
+    first, second = Crops(3, 4), Crops(3, 4)
+    second.batch(1, 2, 5, 64)
+    assert torch.equal(first.batch(7, 2, 5, 64), second.batch(7, 2, 5, 64))
+    assert not torch.equal(first.batch(8, 2, 5, 64), second.batch(9, 2, 5, 64))
+
+
+def test_a_frozen_encoder_stays(tmp_path: Path) -> None:
+    untrained_vae().save_pretrained(tmp_path / "start")
+    kwargs = {"batch_size": 2, "pool_clips": 2, "start": tmp_path / "start"}
+    trained = train_vae(tmp_path / "run", budget=Budget(steps=2, warmup_steps=1), freeze_encoder=True, **kwargs)  # type: ignore[arg-type]
+    start = type(trained).from_pretrained(tmp_path / "start")
+    for name, value in start.state_dict().items():
+        same = torch.equal(value, trained.state_dict()[name])
+        assert same == (name.startswith(("encoder.", "quant_conv."))) or value.abs().max() == 0, name
+
+
+def small_set(frames: int = 3) -> LatentSet:
+    clips = list(islice(sample_clips(2), 6))
+    latents = torch.randn(6, base.CONFIG["in_channels"], frames, 4, 4, generator=torch.Generator().manual_seed(0))  # type: ignore[call-overload]
+    return LatentSet(clips=clips, latents=latents.bfloat16())
+
+
+def test_batches_depend_on_the_step_alone_and_cover_the_known_frame_tasks() -> None:
+    make = base.batch_maker([small_set()], text.tokenizer(), mean=torch.zeros(1), std=torch.ones(1), seed=0)
+    one, same, other = make(4, 8), make(4, 8), make(5, 8)
+    assert torch.equal(one.noise, same.noise) and torch.equal(one.tokens, same.tokens)
+    assert not torch.equal(one.noise, other.noise)
+    rng = random.Random(0)
+    masks = {tuple(base.known_frames(rng, 5)) for _ in range(2000)}
+    assert (False,) * 5 in masks and (True, False, False, False, False) in masks
+    assert (True, False, False, False, True) in masks and (False, False, False, False, True) in masks
+    assert (True,) * 5 not in masks, "there is always something to learn"
+
+
+def test_known_frames_stay_clean_at_time_zero_and_have_no_loss() -> None:
+    make = base.batch_maker([small_set()], text.tokenizer(), mean=torch.zeros(1), std=torch.ones(1), seed=0)
+    batch = make(1, 6)
+    known = torch.tensor([[True, False, False]]).expand(6, 3)
+    batch = base.Batch(**{**vars(batch), "known": known})
+    seen: dict[str, Tensor] = {}
+
+    def perfect(latents: Tensor, timesteps: Tensor, tokens: Tensor, padding: int) -> Tensor:
+        seen.update(latents=latents, timesteps=timesteps)
+        velocity = batch.noise - batch.latents
+        velocity[:, :, 0] = 1e6
+        return velocity
+
+    assert base.flow_matching_loss(perfect, batch) == 0  # type: ignore[arg-type]
+    assert torch.equal(seen["latents"][:, :, 0], batch.latents[:, :, 0])
+    assert (seen["timesteps"][:, :4] == 0).all() and (seen["timesteps"][:, 4:] > 0).all()
+
+
+def test_latents_are_divided_by_the_root_of_their_deviation() -> None:
+    latents = torch.randn(50, 3, 2, 4, 4) * torch.tensor([0.25, 1.0, 4.0]).view(1, 3, 1, 1, 1) + 5
+    mean, std = latent_statistics(latents)
+    assert mean == pytest.approx([5, 5, 5], abs=0.5)
+    normalised = (latents - 5) / torch.tensor(std).view(1, 3, 1, 1, 1)
+    assert normalised.square().mean() == pytest.approx(1, abs=0.05)
+    deviations = normalised.transpose(0, 1).flatten(1).std(1)
+    assert deviations[2] / deviations[0] == pytest.approx(4, rel=0.1), "a ratio of 16 became its root"
+
+
+def test_base_training_survives_kill_9_and_exports_a_checkpoint_that_generates(tmp_path: Path) -> None:
+    untrained_vae().save_pretrained(tmp_path / "vae")
+    command = [
+        *("train", "base", "--vae", str(tmp_path / "vae"), "--clips", "5x32x32=8", "--steps", "40"),
+        *("--batch-size", "4", "--no-compile", "--save-minutes", "0.05", "-o", str(tmp_path / "base")),
+    ]  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-m", "vgen", *command], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "base" / "state").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = subprocess.run([sys.executable, "-m", "vgen", *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "resumed at step" in done.stderr, done.stderr[-2000:]
+
+    export = ["train", "export", "--vae", str(tmp_path / "vae"), "--base", str(tmp_path / "base")]
+    assert CliRunner().invoke(app, [*export, "-o", str(tmp_path / "checkpoint")]).exit_code == 0
+    generate = ["generate", "a red ball on grass", "--model", str(tmp_path / "checkpoint"), "--steps", "2"]
+    size = ["--width", "32", "--height", "32", "--frames", "5", "-o", str(tmp_path / "clip.mp4")]
+    result = CliRunner().invoke(app, [*generate, *size])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "clip.mp4").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["vae", "-o", "run"], "--minutes or --steps"),
+        (["vae", "-o", "run", "--minutes", "1", "--steps", "1"], "--minutes or --steps"),
+        (["base", "--vae", "v", "--clips", "17x128=5", "--steps", "1", "-o", "run"], "FRAMESxHEIGHTxWIDTH=COUNT"),
+        (["base", "--vae", "v", "--clips", "16x128x128=5", "--steps", "1", "-o", "run"], "4k+1"),
+    ],
+)
+def test_wrong_usage_is_told_before_anything_heavy_is_loaded(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["train", *arguments])
+    assert result.exit_code == 2 and says in result.output
