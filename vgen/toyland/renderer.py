@@ -7,6 +7,7 @@ P = pixels of a view, K = subjects (always 2; an absent one is empty).
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ FIELD_OF_VIEW = 50.0  # degrees, vertical
 MAX_SUBJECTS = 2
 PIXELS_IN_FLIGHT = 400_000  # keeps the work of one pass in the cache
 SUBSAMPLES = ((0.125, 0.375), (0.375, -0.125), (-0.125, -0.375), (-0.375, 0.125))  # a rotated grid
-FAR = 1e4
+NEAR, FAR = 0.1, 1e4  # metres
 
 KINDS = tuple(solids.INTERSECT)
 PAINTS = ("plain", "panels", "glow", "face")
@@ -316,15 +317,20 @@ def render_parts(
     num_views, num_pixels = depth.shape
     focal = intrinsics[0, 0]
     rotation, shift = views[parts.view, :3, :3], views[parts.view, :3, 3]
-    centre = (rotation @ parts.centre[:, :, None])[:, :, 0] + shift  # [Q, 3] in the camera
-    radius = parts.half.norm(dim=1).where(parts.kind != KINDS.index("ball"), parts.half.amax(1))
-    ahead = centre[:, 2] > radius + 0.1
-    scale = focal / (centre[:, 2] - radius).clamp(min=0.1)
-    mid_x, mid_y = width / 2 + centre[:, 0] / centre[:, 2] * focal, height / 2 + centre[:, 1] / centre[:, 2] * focal
-    left = (mid_x - radius * scale - 1).floor().clamp(0, width).long()
-    right = (mid_x + radius * scale + 2).ceil().clamp(0, width).long()
-    top = (mid_y - radius * scale - 1).floor().clamp(0, height).long()
-    bottom = (mid_y + radius * scale + 2).ceil().clamp(0, height).long()
+    cos, sin, zero, one = (parts.heading.cos(), parts.heading.sin(), *torch.tensor([0.0, 1.0], device=device))
+    zero, one = zero.expand_as(cos), one.expand_as(cos)
+    turn = torch.stack([cos, zero, -sin, zero, one, zero, sin, zero, cos], 1).view(-1, 3, 3)  # world → own axes
+
+    # The box on the screen [Q] that each solid's eight corners span.
+    corners = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=3)), device=device)
+    corners = (corners * parts.half[:, None]) @ turn + parts.centre[:, None]
+    corners = corners @ rotation.transpose(1, 2) + shift[:, None]  # [Q, 8, 3] in the camera
+    ahead = corners[:, :, 2].amin(1) > NEAR
+    screen = corners[:, :, :2] / corners[:, :, 2:].clamp(min=NEAR) * focal
+    left, top = (screen.amin(1) + torch.tensor([width / 2, height / 2], device=device) - 0.5).floor().unbind(1)
+    right, bottom = (screen.amax(1) + torch.tensor([width / 2, height / 2], device=device) + 0.5).ceil().unbind(1)
+    left, right = left.clamp(0, width).long(), right.clamp(0, width).long()
+    top, bottom = top.clamp(0, height).long(), bottom.clamp(0, height).long()
     across = right - left
     counts = torch.where(ahead, across * (bottom - top), 0)
 
@@ -339,9 +345,6 @@ def render_parts(
     jitter = torch.tensor(SUBSAMPLES, device=device).T[:, :, None] / focal  # [2, 4, 1]
 
     # World → the solid's own space: turn by -heading, divide by the half sizes.
-    cos, sin, zero, one = (parts.heading.cos(), parts.heading.sin(), *torch.tensor([0.0, 1.0], device=device))
-    zero, one = zero.expand_as(cos), one.expand_as(cos)
-    turn = torch.stack([cos, zero, -sin, zero, one, zero, sin, zero, cos], 1).view(-1, 3, 3)
     into = turn / parts.half[:, :, None]
     eyes = -(rotation.transpose(1, 2) @ shift[:, :, None])[:, :, 0]
     origin = (into @ (eyes - parts.centre)[:, :, None])[:, :, 0].T.contiguous()  # [3, Q]
@@ -406,7 +409,7 @@ def shade_points(
     own = normal / parts.half[part].T
     matrix = turn.permute(1, 2, 0)[:, :, part]  # rows: world → own; its transpose turns back
     world = matrix[0] * own[0] + matrix[1] * own[1] + matrix[2] * own[2]
-    world = world / world.norm(dim=0).clamp(min=1e-6)
+    world = world * (world * world).sum(0).clamp(min=1e-12).rsqrt()
     sun = suns[parts.view[part]].T
     looks = [scenery.SCENERY[clip.scene] for clip in clips]
     frames_per_clip = len(suns) // len(clips)

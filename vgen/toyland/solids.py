@@ -114,7 +114,7 @@ def pyramid(origin: Tensor, direction: Tensor) -> Hit:
 
 def ring(origin: Tensor, direction: Tensor) -> Hit:
     """A torus about the z axis, by walking along the ray as far as the distance to the torus allows."""
-    length = direction.norm(dim=0)
+    length = (direction * direction).sum(0).sqrt()
     unit = direction / length
     middle = -(origin * unit).sum(0)
     reach = 1 - (origin * origin).sum(0) + middle * middle
