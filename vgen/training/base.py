@@ -38,7 +38,6 @@ CONFIG = {
 }
 TIME_MEAN, TIME_SPREAD = 0.4, 1.1  # of the normal variable whose sigmoid is sigma
 DROPPED_CAPTIONS = 0.1
-DATA_SEED = 100  # of the first shape's clips; the next shapes count on
 STATISTICS = "latents.json"  # the latents' means and divisors, in a run's folder
 PADDINGS = (48, 64, 64, 64, 64, 64, 64, 128, 512)  # lengths that prompts are padded to; stock pipelines use 512
 
@@ -179,11 +178,8 @@ def train_base(
     torch.manual_seed(seed)
     codec = AutoencoderKLWan.from_pretrained(vae).to(accelerator.device).eval()
     sets = [
-        latent_set(
-            folder / f"latents-{frames}x{height}x{width}", codec,
-            seed=DATA_SEED + index, count=count, num_frames=frames, height=height, width=width,
-        )
-        for index, (frames, height, width, count) in enumerate(shapes)
+        latent_set(folder, codec, count=count, num_frames=frames, height=height, width=width)
+        for frames, height, width, count in shapes
     ]  # fmt: skip
     statistics = (start or folder) / STATISTICS
     if start is None and not statistics.exists():

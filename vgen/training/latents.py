@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import random
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -38,16 +38,16 @@ def encode_clips(vae: AutoencoderKLWan, clips: list[Clip], num_frames: int, heig
 
 
 def latent_set(
-    folder: Path, vae: AutoencoderKLWan, *, seed: int, count: int, num_frames: int, height: int, width: int
+    folder: Path, vae: AutoencoderKLWan, *, count: int, num_frames: int, height: int, width: int
 ) -> LatentSet:
-    """Return `count` clips of `seed` with their latents, encoding what `folder` does not hold yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = {"seed": seed, "num_frames": num_frames, "height": height, "width": width}
-    (folder / "recipe.json").write_text(json.dumps(recipe))
-    clips = list(islice(sample_clips(seed), count))
+    """Return `count` clips with their latents, encoding what `folder` lacks; each shape has clips of its own."""
+    shape = f"{num_frames}x{height}x{width}"
+    cache = folder / f"latents-{shape}"
+    cache.mkdir(parents=True, exist_ok=True)
+    clips = list(islice(sample_clips(random.Random(shape).getrandbits(31)), count))
     shards = []
     for index, start in enumerate(range(0, count, SHARD_CLIPS)):
-        path = folder / f"{index:05d}.safetensors"
+        path = cache / f"{index:05d}.safetensors"
         if not path.exists():
             batch = clips[start : start + SHARD_CLIPS]
             size = max(1, 8 * 128 * 128 // (height * width))

@@ -34,30 +34,42 @@ CONFIG = {
     "latents_mean": [0.0] * LATENT_CHANNELS,
     "latents_std": [1.0] * LATENT_CHANNELS,
 }
-POOL_CLIPS, POOL_FRAMES = 320, 17  # rendered once and cropped many times; a few are replaced at every step
+POOL_CLIPS, POOL_FRAMES = 200, 33  # rendered once and cropped many times; a few are replaced at every step
 REFRESH_STEPS = 2  # steps between two fresh clips
+# (share of the batch, frames, side) of the crops, in turn. The decoder carries its state from one latent frame to the
+# next: trained on short crops alone, colours drift and contrast grows from the third latent frame on.
+CROPS = ((1, 5, 64), (2, 9, 64), (4, 17, 64), (4, 33, 48))
 KL_WEIGHT = 1e-3
 HELD_OUT_SEED = 1_000_003  # clips that no training sees
 
 
 class Crops:
-    """A pool of rendered clips that hands out random crops, each a function of the seed and the step."""
+    """A pool of rendered clips that hands out random crops, each a function of the seed and the step.
+
+    Clip k of the seed's endless row lies in slot k modulo the pool's size; the window moves on by one clip every
+    REFRESH_STEPS steps, wherever a run begins or goes on.
+    """
 
     def __init__(self, seed: int, pool_clips: int) -> None:
         self.seed, self.pool_clips = seed, pool_clips
         self.clips = sample_clips(seed)
-        self.pool = render(list(islice(self.clips, pool_clips)), num_frames=POOL_FRAMES).frames
-        self.fresh = 0
+        self.pool = torch.empty(0)
+        self.rendered = 0
 
-    def refresh_until(self, step: int) -> None:
-        """Replace the oldest clips by fresh ones, one every REFRESH_STEPS steps."""
-        while self.fresh < step // REFRESH_STEPS:
-            self.pool[self.fresh % self.pool_clips] = render([next(self.clips)], num_frames=POOL_FRAMES).frames[0]
-            self.fresh += 1
+    def move_to(self, step: int) -> None:
+        """Render what the pool lacks at `step`."""
+        end = step // REFRESH_STEPS + self.pool_clips
+        if not len(self.pool):
+            self.rendered = end - self.pool_clips
+            self.clips = islice(self.clips, self.rendered, None)
+            self.pool = torch.empty(self.pool_clips, POOL_FRAMES, 128, 128, 3, dtype=torch.uint8)
+        for index in range(self.rendered, end):
+            self.pool[index % self.pool_clips] = render([next(self.clips)], num_frames=POOL_FRAMES).frames[0]
+        self.rendered = end
 
     def batch(self, step: int, size: int, num_frames: int, side: int) -> Tensor:
         """Return crops [size, 3, num_frames, side, side] in [-1, 1]."""
-        self.refresh_until(step)
+        self.move_to(step)
         rng = random.Random(f"{self.seed}/{step}")
         crops = []
         for _ in range(size):
@@ -121,8 +133,8 @@ def train_vae(
     crops = Crops(seed + accelerator.process_index, pool_clips)
 
     def loss_of(model: nn.Module, step: int) -> dict[str, Tensor]:
-        size, num_frames = (batch_size // 2, 9) if step % 3 == 2 else (batch_size, 5)
-        video = crops.batch(step, size, num_frames, 64).to(accelerator.device)
+        share, num_frames, side = CROPS[step % len(CROPS)]
+        video = crops.batch(step, max(1, batch_size // share), num_frames, side).to(accelerator.device)
         noise = torch.Generator().manual_seed(2 * step * accelerator.num_processes + accelerator.process_index)
         with accelerator.autocast():
             rebuilt, kl = model(video, noise)
