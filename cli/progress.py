@@ -57,7 +57,7 @@ def _bars(console: Console, num_jobs: int) -> Iterator[Watch]:
         def on_step(step: int, num_steps: int) -> None:
             progress.update(stage, completed=step, total=num_steps, count=f"{step}/{num_steps}")
 
-        yield Watch(on_job=on_job, on_stage=on_stage, on_step=on_step)
+        yield Watch(on_job=on_job, on_stage=on_stage, on_step=on_step, on_warning=warn)
 
 
 def _lines(num_jobs: int) -> Watch:
@@ -65,7 +65,12 @@ def _lines(num_jobs: int) -> Watch:
         if num_jobs > 1:
             say(f"{job.output}:")
 
-    return Watch(on_job=on_job, on_stage=lambda name: say(f"{DOING[name]} ..."))
+    return Watch(on_job=on_job, on_stage=lambda name: say(f"{DOING[name]} ..."), on_warning=warn)
+
+
+def warn(message: str) -> None:
+    """Write a warning to stderr."""
+    say(f"Warning: {message}")
 
 
 def say(message: str) -> None:

@@ -20,9 +20,7 @@ class Format(StrEnum):
 
 
 def show_report(report: Report, form: Format) -> None:
-    """Print what was made and what it cost; warnings and failures go to stderr, too."""
-    for warning in report.warnings:
-        say(f"Warning: {warning}")
+    """Print what was made and what it cost; failures go to stderr, too."""
     _say_failures(report.failures)
     if form is Format.json:
         print(json.dumps(_as_json(report)))

@@ -35,11 +35,12 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """What is told while a run goes on: a job begins, a stage of it begins, step i of n is done."""
+    """What is told while a run goes on: a job begins, a stage of it begins, step i of n is done, something is odd."""
 
     on_job: Callable[[Job], None] = lambda job: None
     on_stage: Callable[[str], None] = lambda stage: None
     on_step: Callable[[int, int], None] = lambda step, num_steps: None
+    on_warning: Callable[[str], None] = lambda message: None
 
 
 @dataclass(kw_only=True)
@@ -108,6 +109,7 @@ class _Run:
                 backbone,
                 on_stage=self.watch.on_stage,
                 on_step=self.watch.on_step,
+                on_warning=self.warn,
                 save_latents=lambda tensor: text_to_video.save_latents(latents, tensor, job.plan),
             )
             self.write(job, generation)
@@ -137,6 +139,12 @@ class _Run:
             self.report.timings["load"] += time.perf_counter() - start
         return self.backbone
 
+    def warn(self, message: str) -> None:
+        """Tell of something odd before the time is spent on it, once for all jobs."""
+        if message not in self.report.warnings:
+            self.report.warnings.append(message)
+            self.watch.on_warning(message)
+
     def write(self, job: Job, generation: Generation) -> None:
         self.watch.on_stage("write")
         start = time.perf_counter()
@@ -152,7 +160,6 @@ class _Run:
         video.save(generation.frames, job.output, fps=job.plan.fps, manifest=made)
         files.write_text(manifest.sidecar(job.output), json.dumps(made, indent=2) + "\n")
         self.report.made.append(job)
-        self.report.warnings += [warning for warning in generation.warnings if warning not in self.report.warnings]
         for stage, seconds in (*generation.timings.items(), ("write", time.perf_counter() - start)):
             self.report.timings[stage] += seconds
 

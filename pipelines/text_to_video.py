@@ -35,7 +35,7 @@ _MOST_LATENTS_IN_A_BATCH = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """A finished video, its latents, the seconds that each stage took, and what the user should know about it.
+    """A finished video, its latents, and the seconds that each stage took.
 
     frames uint8 [F, H, W, 3]; latents float32 [1, C, T, h, w] on the CPU.
     """
@@ -43,7 +43,6 @@ class Generation:
     frames: np.ndarray
     latents: Tensor
     timings: dict[str, float]
-    warnings: list[str]
 
 
 def generate(
@@ -52,24 +51,27 @@ def generate(
     *,
     on_stage: OnStage | None = None,
     on_step: OnStep | None = None,
+    on_warning: Callable[[str], None] = lambda message: None,
     save_latents: Callable[[Tensor], None] | None = None,
 ) -> Generation:
     """Return the video that a plan describes, made by a loaded backbone.
 
-    `on_step(i, n)` is called after step i of n. `save_latents` gets the final latents [1, C, T, h, w] before they are
-    decoded, so that nothing is lost when decoding fails. Raises `VgenError` when the result is not finite.
+    `on_step(i, n)` is called after step i of n; `on_warning`, before the first, with what the user should know.
+    `save_latents` gets the final latents [1, C, T, h, w] before they are decoded, so that nothing is lost when that
+    fails. Raises `VgenError` when the result is not finite.
     """
     import torch
 
     stages = _Stages(backbone, on_stage)
     sampler = options.parse(plan.sampler, SAMPLERS, what="sampler")
-    warnings = _prompt_warnings(plan, backbone)
+    for warning in _prompt_warnings(plan, backbone):
+        on_warning(warning)
 
     with torch.inference_mode():
         with stages("encode"):
             guided = plan.guidance_scale > 1
             text = backbone.encode_prompt([plan.prompt, plan.negative_prompt] if guided else [plan.prompt])
-            known = _known_frames(plan, backbone, warnings)
+            known = _known_frames(plan, backbone, on_warning)
 
         with stages("denoise"):
             shape = (1, *backbone.latent_shape(plan.num_frames, plan.height, plan.width))
@@ -95,7 +97,7 @@ def generate(
             save_latents(latents.cpu())
         with stages("decode"):
             frames = backbone.decode(latents)[0].cpu().numpy()
-    return Generation(frames=frames, latents=latents.cpu(), timings=stages.timings, warnings=warnings)
+    return Generation(frames=frames, latents=latents.cpu(), timings=stages.timings)
 
 
 def decode_latents(path: Path, backbone: Backbone, *, on_stage: OnStage | None = None) -> Generation:
@@ -106,7 +108,7 @@ def decode_latents(path: Path, backbone: Backbone, *, on_stage: OnStage | None =
     stages = _Stages(backbone, on_stage)
     with torch.inference_mode(), stages("decode"):
         frames = backbone.decode(latents.to(backbone.runtime.device))[0].cpu().numpy()
-    return Generation(frames=frames, latents=latents, timings=stages.timings, warnings=[])
+    return Generation(frames=frames, latents=latents, timings=stages.timings)
 
 
 def save_latents(path: Path, latents: Tensor, plan: Plan) -> None:
@@ -163,14 +165,14 @@ class _Stages:
         self.timings[name] = time.perf_counter() - start
 
 
-def _known_frames(plan: Plan, backbone: Backbone, warnings: list[str]) -> KnownFrames | None:
+def _known_frames(plan: Plan, backbone: Backbone, on_warning: Callable[[str], None]) -> KnownFrames | None:
     import torch
 
     if plan.image is None:
         return None
     image = open_image(plan.image)
     if image.width * plan.height != image.height * plan.width:
-        warnings.append(
+        on_warning(
             f"The image is {image.width}x{image.height} and the video {plan.width}x{plan.height}: "
             "the image's edges are cut off."
         )

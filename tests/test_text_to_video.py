@@ -111,8 +111,9 @@ def test_a_first_image_gives_the_latents_of_stock_diffusers(
 def test_a_first_image_of_another_shape_is_cut_and_said_so(tiny_expanded: Path, tmp_path: Path) -> None:
     Image.new("RGB", (100, 100), "red").save(tmp_path / "square.png")
     made = planned(tiny_expanded, image=tmp_path / "square.png", num_inference_steps=1)
-    generation = text_to_video.generate(made, loaded(tiny_expanded))
-    assert "100x100" in generation.warnings[0]
+    warnings: list[str] = []
+    text_to_video.generate(made, loaded(tiny_expanded), on_warning=warnings.append)
+    assert len(warnings) == 1 and "100x100" in warnings[0]
 
 
 def test_the_same_seed_gives_the_same_frames_and_another_one_others(tiny_checkpoint: Path) -> None:
@@ -151,18 +152,23 @@ def test_an_interrupt_goes_through(tiny_checkpoint: Path) -> None:
 
 def test_unknown_words_and_a_prompt_too_long_are_named(tiny_checkpoint: Path) -> None:
     backbone = loaded(tiny_checkpoint)
-    made = planned(tiny_checkpoint, prompt="A red dragon, a castle and a dragon!", num_inference_steps=1)
-    assert (
-        text_to_video.generate(made, backbone)
-        .warnings[0]
-        .startswith('The model has never seen "dragon", "castle", "and".')
-    )
-    made = planned(tiny_checkpoint, prompt="red ball " * 5000, num_inference_steps=1)
-    assert text_to_video.generate(made, backbone).warnings == [
-        "The prompt has 10001 tokens, but the model reads the first 512."
-    ]
-    made = planned(tiny_checkpoint, prompt="a red ball", num_inference_steps=1)
-    assert text_to_video.generate(made, backbone).warnings == []
+
+    def warnings_of(prompt: str) -> list[str]:
+        """Return what is told before the first step."""
+        told: list[str] = []
+
+        def stop(i: int, n: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            made = planned(tiny_checkpoint, prompt=prompt)
+            text_to_video.generate(made, backbone, on_warning=told.append, on_step=stop)
+        return told
+
+    (unknown,) = warnings_of("A red dragon, a castle and a dragon!")
+    assert unknown.startswith('The model has never seen "dragon", "castle", "and".')
+    assert warnings_of("red ball " * 5000) == ["The prompt has 10001 tokens, but the model reads the first 512."]
+    assert warnings_of("a red ball") == []
 
 
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "euler"])
