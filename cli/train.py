@@ -57,8 +57,10 @@ def vae(
     save_minutes: SaveMinutes = 5.0,
 ) -> None:
     """Train the VAE on crops of rendered clips."""
-    make_folder(output)
     require_budget(minutes, steps)
+    if start:
+        require_vae(start)
+    make_folder(output)
     from vgen.training.loop import Budget
     from vgen.training.vae import train_vae
 
@@ -91,9 +93,12 @@ def base(
     save_minutes: SaveMinutes = 5.0,
 ) -> None:
     """Train the text encoder and the DiT on latents of rendered clips."""
-    make_folder(output)
     require_budget(minutes, steps)
     shapes = [parse_clips(text) for text in clips]
+    require_vae(vae)
+    if start:
+        require_run(start)
+    make_folder(output)
     from vgen.training.base import train_base
     from vgen.training.loop import Budget
 
@@ -118,6 +123,8 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint's folder.")],
 ) -> None:
     """Put a VAE and a base run together: a checkpoint in diffusers' layout, weights in bfloat16."""
+    require_vae(vae)
+    require_run(base)
     make_folder(output)
     from vgen.training.export import export_checkpoint
 
@@ -144,6 +151,18 @@ def require_budget(minutes: float | None, steps: int | None) -> None:
     """Raise `UsageError` unless one of the two is given."""
     if (minutes is None) == (steps is None):
         raise UsageError("Training needs --minutes or --steps, one of them.", tip="for example --minutes 25.")
+
+
+def require_vae(folder: Path) -> None:
+    """Raise `UsageError` unless a VAE lies in `folder`."""
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} is not a VAE's folder.", tip="train one: vgen train vae --minutes 25 -o runs/vae.")
+
+
+def require_run(folder: Path) -> None:
+    """Raise `UsageError` unless a base run has saved its weights in `folder`."""
+    if not (folder / "transformer" / "config.json").is_file():
+        raise UsageError(f"{folder} is not a base run's folder.", tip="train one: vgen train base --help.")
 
 
 def make_folder(folder: Path) -> None:

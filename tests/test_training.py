@@ -193,6 +193,9 @@ def test_base_training_survives_kill_9_and_exports_a_checkpoint_that_generates(t
         (["vae", "-o", "run", "--minutes", "1", "--steps", "1"], "--minutes or --steps"),
         (["base", "--vae", "v", "--clips", "17x128=5", "--steps", "1", "-o", "run"], "FRAMESxHEIGHTxWIDTH=COUNT"),
         (["base", "--vae", "v", "--clips", "16x128x128=5", "--steps", "1", "-o", "run"], "4k+1"),
+        (["base", "--vae", "v", "--clips", "17x128x128=5", "--steps", "1", "-o", "run"], "not a VAE's folder"),
+        (["vae", "--start", "v", "--steps", "1", "-o", "run"], "not a VAE's folder"),
+        (["export", "--vae", "v", "--base", "b", "-o", "run"], "not a VAE's folder"),
     ],
 )
 def test_wrong_usage_is_told_before_anything_heavy_is_loaded(
@@ -201,3 +204,4 @@ def test_wrong_usage_is_told_before_anything_heavy_is_loaded(
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["train", *arguments])
     assert result.exit_code == 2 and says in result.output
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from vgen.toyland.renderer import render
 from vgen.toyland.scene import Clip, sample_clips
+
+logger = logging.getLogger(__name__)
 
 SHARD_CLIPS = 128
 
@@ -57,6 +60,7 @@ def latent_set(
             ]
             save_file({"latents": torch.cat(parts)}, path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
+            logger.info("%s: %d of %d clips rendered and encoded", shape, min(start + SHARD_CLIPS, count), count)
         shards.append(load_file(path)["latents"])
     return LatentSet(clips=clips, latents=torch.cat(shards))
 
