@@ -153,7 +153,7 @@ def test_known_frames_stay_clean_at_time_zero_and_have_no_loss() -> None:
 
 def test_latents_are_divided_by_the_root_of_their_deviation() -> None:
     latents = torch.randn(50, 3, 2, 4, 4) * torch.tensor([0.25, 1.0, 4.0]).view(1, 3, 1, 1, 1) + 5
-    mean, std = latent_statistics(latents)
+    mean, std = latent_statistics(latents).values()
     assert mean == pytest.approx([5, 5, 5], abs=0.5)
     normalised = (latents - 5) / torch.tensor(std).view(1, 3, 1, 1, 1)
     assert normalised.square().mean() == pytest.approx(1, abs=0.05)

@@ -74,6 +74,11 @@ class Batch:
     tokens: Tensor  # long [B, S]
     padding: int
 
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Batch(**{**vars(self), **tensors})
+
 
 def known_frames(rng: random.Random, length: int) -> list[bool]:
     """Return which of `length` latent frames are given: mostly none; else a start, both ends, an end or any subset."""
@@ -177,20 +182,16 @@ def train_base(
     accelerator = Accelerator(mixed_precision="bf16")
     torch.manual_seed(seed)
     codec = AutoencoderKLWan.from_pretrained(vae).to(accelerator.device).eval()
-    sets = [
-        latent_set(folder, codec, count=count, num_frames=frames, height=height, width=width)
-        for frames, height, width, count in shapes
-    ]  # fmt: skip
-    statistics = (start or folder) / STATISTICS
-    if start is None and not statistics.exists():
-        mean, std = latent_statistics(sets[0].latents)
-        statistics.write_text(json.dumps({"latents_mean": mean, "latents_std": std}, indent=1))
-    facts = json.loads(statistics.read_text())
-    if start:
-        (folder / STATISTICS).write_text(json.dumps(facts, indent=1))
-        model = load_run(start)
-    else:
-        model = TextToVelocity(text.text_encoder(), WanTransformer3DModel(**CONFIG))
+    with accelerator.main_process_first():  # the others find what it has encoded
+        sets = [
+            latent_set(folder, codec, count=count, num_frames=frames, height=height, width=width)
+            for frames, height, width, count in shapes
+        ]
+        if not (folder / STATISTICS).exists():
+            own = json.dumps(latent_statistics(sets[0].latents), indent=1)
+            (folder / STATISTICS).write_text((start / STATISTICS).read_text() if start else own)
+    facts = json.loads((folder / STATISTICS).read_text())
+    model = load_run(start) if start else TextToVelocity(text.text_encoder(), WanTransformer3DModel(**CONFIG))
     model.train().requires_grad_(True)
     make = batch_maker(
         sets,
@@ -201,7 +202,7 @@ def train_base(
     )
 
     def loss_of(wrapped: nn.Module, step: int) -> dict[str, Tensor]:
-        batch = make(step, batch_size)
+        batch = make(step, batch_size).to(accelerator.device)
         with accelerator.autocast():
             return {"loss": flow_matching_loss(wrapped, batch)}
 

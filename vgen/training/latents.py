@@ -65,14 +65,15 @@ def latent_set(
     return LatentSet(clips=clips, latents=torch.cat(shards))
 
 
-def latent_statistics(latents: Tensor) -> tuple[list[float], list[float]]:
-    """Return each channel's mean and its divisor, so that normalised latents have unit variance over all channels.
+def latent_statistics(latents: Tensor) -> dict[str, list[float]]:
+    """Return `latents_mean` and `latents_std` as a VAE's config has them: each channel's mean, and what divides it.
 
-    Channels are divided by the square root of their standard deviation, not by all of it: those that carry little stay
-    small, so that the loss spends itself on those that carry much.
+    Over all channels the normalised latents have unit variance. Channels are divided by the square root of their
+    standard deviation, not by all of it: those that carry little stay small, so that the loss spends itself on those
+    that carry much.
     """
     channels = latents.float().transpose(0, 1).flatten(1)
     mean, deviation = channels.mean(1), channels.std(1).clamp(min=1e-3)
     divisor = deviation.sqrt()
     scale = (channels.sub(mean[:, None]) / divisor[:, None]).square().mean().sqrt()
-    return mean.tolist(), (divisor * scale).tolist()
+    return {"latents_mean": mean.tolist(), "latents_std": (divisor * scale).tolist()}

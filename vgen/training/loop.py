@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
@@ -101,10 +102,10 @@ def train(
     `loss_of(model, step)` makes its own batch from the step's number alone, so that a killed run goes on exactly where
     it was last saved, and returns named scalars, "loss" among them. `on_save` sees the average at each save.
     """
-    average = MovingAverage(model, ema_decay)
-    progress = Progress()
     base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     model, *optimizers = accelerator.prepare(model, *optimizers)
+    average = MovingAverage(accelerator.unwrap_model(model), ema_decay)
+    progress = Progress()
     accelerator.register_for_checkpointing(average, progress)
     state = folder / "state"
     if state.exists():
@@ -130,16 +131,16 @@ def train(
             optimizer.zero_grad()
         average.update(accelerator.unwrap_model(model), progress.step)
         progress.step += 1
-        progress.seconds = time.monotonic() - started
+        progress.seconds = shared_seconds(accelerator, time.monotonic() - started)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach())
-        if progress.step % budget.log_steps == 0:
+        if progress.step % budget.log_steps == 0 and accelerator.is_main_process:
             means = {name: total / budget.log_steps for name, total in sums.items()}
             log(
                 folder,
                 {"step": progress.step, "minutes": progress.seconds / 60, "lr": factor, "norm": float(norm), **means},
             )
-            sums = {}
+            sums.clear()
         if progress.seconds - saved_at > 60 * budget.save_minutes:
             saved_at = progress.seconds
             save_state(accelerator, state)
@@ -149,6 +150,14 @@ def train(
     if on_save and accelerator.is_main_process:
         on_save(average.module, progress)
     return average.module
+
+
+def shared_seconds(accelerator: Accelerator, seconds: float) -> float:
+    """Return the main process's seconds in every process, so that all of them save and stop at the same step."""
+    if accelerator.num_processes == 1:
+        return seconds
+    clock = torch.tensor([seconds], dtype=torch.float64, device=accelerator.device)
+    return float(broadcast(clock).item())
 
 
 def save_state(accelerator: Accelerator, state: Path) -> None:

@@ -164,10 +164,10 @@ def train_vae(
 @torch.inference_mode()
 def held_out_psnr(vae: AutoencoderKLWan, num_clips: int) -> float:
     """Return the PSNR in dB of whole held-out clips through the VAE, from the mean square error over all of them."""
-    error = 0.0
+    error, device = 0.0, vae.device
     for clip in islice(sample_clips(HELD_OUT_SEED), num_clips):
-        video = render([clip]).frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        with torch.autocast("cpu", torch.bfloat16):
+        video = render([clip]).frames.permute(0, 4, 1, 2, 3).to(device) / 127.5 - 1
+        with torch.autocast(device.type, torch.bfloat16):
             rebuilt = vae.decode(vae.encode(video).latent_dist.mode()).sample.float().clamp(-1, 1)
         error += float((rebuilt - video).square().mean())
     return float(10 * torch.log10(torch.tensor(4 * num_clips / error)))
