@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 
 from vgen.cli import app
 from vgen.toyland import text
+from vgen.toyland.renderer import render
 from vgen.toyland.scene import sample_clips
 from vgen.training import base
-from vgen.training.latents import LatentSet, latent_statistics
+from vgen.training.latents import LatentSet, encode_clips, latent_statistics
 from vgen.training.loop import Budget, Progress, learning_rate_factor, train
 from vgen.training.muon import Muon, orthogonalise
 from vgen.training.vae import Crops, train_vae, untrained_vae
@@ -118,7 +119,7 @@ def test_a_frozen_encoder_stays(tmp_path: Path) -> None:
 def small_set(frames: int = 3) -> LatentSet:
     clips = list(islice(sample_clips(2), 6))
     latents = torch.randn(6, base.CONFIG["in_channels"], frames, 4, 4, generator=torch.Generator().manual_seed(0))  # type: ignore[call-overload]
-    return LatentSet(clips=clips, latents=latents.bfloat16())
+    return LatentSet(clips=clips, latents=latents.bfloat16(), coverage=torch.rand(6, frames, 4, 4).bfloat16())
 
 
 def test_batches_depend_on_the_step_alone_and_cover_the_known_frame_tasks() -> None:
@@ -149,6 +150,35 @@ def test_known_frames_stay_clean_at_time_zero_and_have_no_loss() -> None:
     assert base.flow_matching_loss(perfect, batch) == 0  # type: ignore[arg-type]
     assert torch.equal(seen["latents"][:, :, 0], batch.latents[:, :, 0])
     assert (seen["timesteps"][:, :4] == 0).all() and (seen["timesteps"][:, 4:] > 0).all()
+
+
+def test_subjects_weigh_more_the_less_noise_there_is() -> None:
+    make = base.batch_maker([small_set()], text.tokenizer(), mean=torch.zeros(1), std=torch.ones(1), seed=0)
+    batch = make(1, 2)
+    half = torch.zeros(2, 3, 4, 4)
+    half[..., :2] = 1
+
+    def loss(sigma: float) -> float:
+        seen = base.Batch(
+            **{**vars(batch), "sigma": torch.full((2,), sigma), "coverage": half, "known": batch.known & False}
+        )
+
+        def wrong_on_the_subject(latents: Tensor, timesteps: Tensor, tokens: Tensor, padding: int) -> Tensor:
+            return batch.noise - batch.latents + half[:, None]
+
+        return float(base.flow_matching_loss(wrong_on_the_subject, seen))  # type: ignore[arg-type]
+
+    assert loss(1.0) == pytest.approx(0.5)
+    assert loss(0.0) == pytest.approx((1 + base.SUBJECT_WEIGHT) / (2 + base.SUBJECT_WEIGHT))
+
+
+def test_coverage_lies_where_the_subject_is() -> None:
+    clips = list(islice(sample_clips(2), 2))
+    encoded = encode_clips(untrained_vae(), clips, 5, 32, 48)
+    masks = render(clips, num_frames=5, height=32, width=48).masks.sum(1).clamp(max=255) / 255
+    assert encoded["latents"].shape[2:] == encoded["coverage"].shape[1:] == (2, 4, 6)
+    first = masks[:, 0].unflatten(2, (6, 8)).unflatten(1, (4, 8)).mean((2, 4))
+    assert torch.allclose(encoded["coverage"][:, 0].float(), first, atol=0.01)
 
 
 def test_latents_are_divided_by_the_root_of_their_deviation() -> None:

@@ -38,6 +38,7 @@ CONFIG = {
 }
 TIME_MEAN, TIME_SPREAD = 0.4, 1.1  # of the normal variable whose sigmoid is sigma
 DROPPED_CAPTIONS = 0.1
+SUBJECT_WEIGHT = 4.0  # of the loss where a subject is, above the background's 1, as the noise goes to 0
 STATISTICS = "latents.json"  # the latents' means and divisors, in a run's folder
 PADDINGS = (48, 64, 64, 64, 64, 64, 64, 128, 512)  # lengths that prompts are padded to; stock pipelines use 512
 
@@ -68,6 +69,7 @@ class Batch:
     """What one step learns from."""
 
     latents: Tensor  # [B, C, T, h, w], normalised
+    coverage: Tensor  # [B, T, h, w]: the share that subjects cover
     known: Tensor  # bool [B, T]: latent frames that are given, clean
     noise: Tensor  # like latents
     sigma: Tensor  # [B]
@@ -119,7 +121,13 @@ def batch_maker(
         sigma = torch.sigmoid(TIME_MEAN + TIME_SPREAD * torch.randn(size, generator=generator))
         noise = torch.randn(latents.shape, generator=generator)
         return Batch(
-            latents=latents, known=known, noise=noise, sigma=sigma, tokens=tokens, padding=rng.choice(PADDINGS)
+            latents=latents,
+            coverage=chosen.coverage[picks].float(),
+            known=known,
+            noise=noise,
+            sigma=sigma,
+            tokens=tokens,
+            padding=rng.choice(PADDINGS),
         )
 
     return make
@@ -128,7 +136,9 @@ def batch_maker(
 def flow_matching_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Return the mean square error of the velocity `noise - latents` over the frames that are not known.
 
-    Known frames stay clean and their tokens' time is 0 (Wan 2.2's per-token timesteps).
+    Known frames stay clean and their tokens' time is 0 (Wan 2.2's per-token timesteps). Subjects weigh more than the
+    background that surrounds them, but only as far as the noise lets one see where they are: at sigma 1, where a
+    weight would bias the mean towards subjects everywhere, all weigh the same.
     """
     sigma = torch.where(batch.known, 0.0, batch.sigma[:, None])  # [B, T]
     at = sigma[:, None, :, None, None]
@@ -136,9 +146,10 @@ def flow_matching_loss(model: nn.Module, batch: Batch) -> Tensor:
     tokens_per_frame = (batch.latents.shape[3] // 2) * (batch.latents.shape[4] // 2)
     timesteps = (sigma * 1000).repeat_interleave(tokens_per_frame, 1)
     velocity: Tensor = model(noisy, timesteps, batch.tokens, batch.padding)
-    error = (velocity.float() - (batch.noise - batch.latents)).square().mean((1, 3, 4))  # [B, T]
-    unknown = (~batch.known).float()
-    return (error * unknown).sum() / unknown.sum()
+    error = (velocity.float() - (batch.noise - batch.latents)).square().mean(1)  # [B, T, h, w]
+    weight = 1 + SUBJECT_WEIGHT * (1 - batch.sigma).view(-1, 1, 1, 1) * batch.coverage
+    weight = weight * ~batch.known[:, :, None, None]
+    return (error * weight).sum() / weight.sum()
 
 
 def optimizers_of(model: TextToVelocity, learning_rate: float) -> list[torch.optim.Optimizer]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vgen.toyland.renderer import render
 from vgen.toyland.scene import Clip, sample_clips
@@ -28,16 +28,25 @@ class LatentSet:
     clips: list[Clip]
     latents: Tensor
     """bfloat16 [N, C, T, h, w]."""
+    coverage: Tensor
+    """bfloat16 [N, T, h, w]: the share of each latent pixel that subjects cover, at most over its frames."""
 
 
 @torch.no_grad()
-def encode_clips(vae: AutoencoderKLWan, clips: list[Clip], num_frames: int, height: int, width: int) -> Tensor:
-    """Return the raw latents [N, C, T, h, w], bfloat16, of rendered `clips`."""
-    frames = render(clips, num_frames=num_frames, height=height, width=width, device=vae.device).frames
-    video = frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+def encode_clips(
+    vae: AutoencoderKLWan, clips: list[Clip], num_frames: int, height: int, width: int
+) -> dict[str, Tensor]:
+    """Return the raw latents [N, C, T, h, w] and the subjects' coverage [N, T, h, w] of rendered `clips`, bfloat16."""
+    rendered = render(clips, num_frames=num_frames, height=height, width=width, device=vae.device)
+    video = rendered.frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
     with torch.autocast(vae.device.type, torch.bfloat16):
         latents: Tensor = vae.encode(video.to(vae.device)).latent_dist.mode()
-    return latents.to("cpu", torch.bfloat16)
+    covered = rendered.masks.sum(1, dtype=torch.float32).clamp(max=255) / 255  # [N, F, H, W]
+    covered = nn.functional.pad(covered, (0, 0, 0, 0, vae.config.scale_factor_temporal - 1, 0))  # the first is alone
+    spatial = vae.config.scale_factor_spatial
+    covered = nn.functional.avg_pool2d(covered, spatial)
+    coverage = torch.stack(covered.split(vae.config.scale_factor_temporal, 1), 1).amax(2)
+    return {"latents": latents.to("cpu", torch.bfloat16), "coverage": coverage.to("cpu", torch.bfloat16)}
 
 
 def latent_set(
@@ -58,11 +67,11 @@ def latent_set(
                 encode_clips(vae, batch[at : at + size], num_frames, height, width)
                 for at in range(0, len(batch), size)
             ]
-            save_file({"latents": torch.cat(parts)}, path.with_suffix(".new"))
+            save_file({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
             logger.info("%s: %d of %d clips rendered and encoded", shape, min(start + SHARD_CLIPS, count), count)
-        shards.append(load_file(path)["latents"])
-    return LatentSet(clips=clips, latents=torch.cat(shards))
+        shards.append(load_file(path))
+    return LatentSet(clips=clips, **{name: torch.cat([shard[name] for shard in shards]) for name in shards[0]})
 
 
 def latent_statistics(latents: Tensor) -> dict[str, list[float]]:
