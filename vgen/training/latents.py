@@ -45,7 +45,7 @@ def encode_clips(
     covered = nn.functional.pad(covered, (0, 0, 0, 0, vae.config.scale_factor_temporal - 1, 0))  # the first is alone
     spatial = vae.config.scale_factor_spatial
     covered = nn.functional.avg_pool2d(covered, spatial)
-    coverage = torch.stack(covered.split(vae.config.scale_factor_temporal, 1), 1).amax(2)
+    coverage = covered.reshape(len(clips), -1, vae.config.scale_factor_temporal, *covered.shape[2:]).amax(2)
     return {"latents": latents.to("cpu", torch.bfloat16), "coverage": coverage.to("cpu", torch.bfloat16)}
 
 
