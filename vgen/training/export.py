@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from vgen.toyland import text
 from vgen.training.base import STATISTICS, load_run
 
-SHIFT = 2.0  # of the sigmas at generation
+SHIFT = 5.0  # of the sigmas at generation: much of the way where there is much noise, as in training
 
 
 def export_checkpoint(vae: Path, base: Path, folder: Path) -> None:
