@@ -40,7 +40,7 @@ CONFIG = {
 # yet. At a mean of 0.4 most steps could see the scene through the noise, and colours and actions were not learned.
 TIME_MEAN, TIME_SPREAD = 1.6, 1.4
 DROPPED_CAPTIONS = 0.1
-SUBJECT_WEIGHT = 4.0  # of the loss where a subject is, above the background's 1, as the noise goes to 0
+SUBJECT_WEIGHT = 6.0  # of the loss where a subject is, above the background's 1, as the noise goes to 0
 STATISTICS = "latents.json"  # the latents' means and divisors, in a run's folder
 PADDINGS = (48, 64, 64, 64, 64, 64, 64, 128, 512)  # lengths that prompts are padded to; stock pipelines use 512
 
@@ -149,7 +149,7 @@ def flow_matching_loss(model: nn.Module, batch: Batch) -> Tensor:
     timesteps = (sigma * 1000).repeat_interleave(tokens_per_frame, 1)
     velocity: Tensor = model(noisy, timesteps, batch.tokens, batch.padding)
     error = (velocity.float() - (batch.noise - batch.latents)).square().mean(1)  # [B, T, h, w]
-    weight = 1 + SUBJECT_WEIGHT * (1 - batch.sigma).view(-1, 1, 1, 1) * batch.coverage
+    weight = 1 + SUBJECT_WEIGHT * (1 - batch.sigma**4).view(-1, 1, 1, 1) * batch.coverage
     weight = weight * ~batch.known[:, :, None, None]
     return (error * weight).sum() / weight.sum()
 
