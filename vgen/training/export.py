@@ -12,15 +12,17 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from vgen.toyland import text
 from vgen.training.base import STATISTICS, load_run
 
+NAME = "toyland"  # in the configs, in place of the folder that a run had on its machine
 SHIFT = 5.0  # of the sigmas at generation: much of the way where there is much noise, as in training
 
 
 def export_checkpoint(vae: Path, base: Path, folder: Path) -> None:
     """Write the checkpoint of a VAE's folder and a base run's folder; weights are safetensors in bfloat16."""
     codec = AutoencoderKLWan.from_pretrained(vae)
-    codec.register_to_config(**json.loads((base / STATISTICS).read_text()))
+    codec.register_to_config(**json.loads((base / STATISTICS).read_text()), _name_or_path=NAME)
     codec.to(torch.bfloat16).save_pretrained(folder / "vae")
     model = load_run(base)
+    model.transformer.register_to_config(_name_or_path=NAME)
     model.transformer.to(torch.bfloat16).save_pretrained(folder / "transformer")
     model.text_encoder.to(torch.bfloat16).save_pretrained(folder / "text_encoder")
     text.tokenizer().save_pretrained(folder / "tokenizer")
