@@ -33,8 +33,8 @@ package: $(INSTALLED)
 	scripts/check_packaging.sh $(BIN)/python
 
 toyland: $(INSTALLED)
-	$(BIN)/vgen train vae --minutes 23 -o runs/vae
-	$(BIN)/vgen train base --vae runs/vae/vae --clips 17x64x64=8000 --batch-size 32 --minutes 28 -o runs/base-64
-	$(BIN)/vgen train base --vae runs/vae/vae --start runs/base-64 --batch-size 12 --minutes 32 -o runs/base-128 \
-	  --clips 17x128x128=3000 --clips 33x128x128=250 --clips 17x128x192=250
+	$(BIN)/vgen train vae --minutes 28 -o runs/vae
+	$(BIN)/vgen train base --vae runs/vae/vae --clips 17x64x64=8000 --batch-size 32 --minutes 29 -o runs/base-64
+	$(BIN)/vgen train base --vae runs/vae/vae --start runs/base-64 --batch-size 12 --minutes 33 -o runs/base-128 \
+	  --clips 17x128x128=1700 --clips 33x128x128=120 --clips 17x128x192=120 --learning-rate 4e-3
 	$(BIN)/vgen train export --vae runs/vae/vae --base runs/base-128 -o vgen/toyland/checkpoint

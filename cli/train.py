@@ -40,6 +40,7 @@ SaveMinutes = Annotated[float, typer.Option(min=0.05, help="Minutes between two 
 @app.callback()
 def _train() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file of every save
 
 
 @app.command(epilog=EPILOG)
