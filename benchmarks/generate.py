@@ -1,5 +1,6 @@
 """Times `vgen generate` against stock `WanPipeline` on the embedded checkpoint, both as whole, cold processes.
 
+    pip install imageio  # for diffusers' own writer
     python benchmarks/generate.py
 
 Each takes the same prompt, seed, steps, guidance and dtype, and writes an mp4. Runs alternate; medians are compared.

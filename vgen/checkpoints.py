@@ -160,8 +160,8 @@ def sha256(path: Path) -> str:
 
 
 def describe_files(folder: Path) -> tuple[CheckpointFile, ...]:
-    """Return every file under `folder` with its size and sha256, sorted by path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Return every file under `folder` but model cards with its size and sha256, sorted by path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md")
     return tuple(
         CheckpointFile(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256(path))
         for path in paths
