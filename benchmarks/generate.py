@@ -28,7 +28,7 @@ import sys, torch
 from diffusers import WanPipeline
 from diffusers.utils import export_to_video
 folder, output, steps, guidance, prompt = sys.argv[1:]
-pipeline = WanPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
+pipeline = WanPipeline.from_pretrained(folder, dtype=torch.bfloat16)
 pipeline.vae.to(torch.float32)
 frames = pipeline(prompt, height=128, width=128, num_frames=17, num_inference_steps=int(steps),
     guidance_scale=float(guidance), generator=torch.Generator().manual_seed(1)).frames[0]

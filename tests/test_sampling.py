@@ -128,20 +128,19 @@ class Text:
         return latents * sigma + text.mean((1, 2)).view(-1, 1, 1, 1, 1)
 
 
-def guided(scale: float, negative: bool = True, batched: bool = True) -> tuple[Tensor, list[int]]:
+def guided(scale: float, negative: bool = True) -> tuple[Tensor, list[int]]:
     text, model = Text(), Text()
     latents, sigma = torch.ones(2, 3, 1, 2, 2), torch.tensor(0.5)
     prompt, other = torch.full((2, 4, 5), 3.0), torch.full((1, 4, 5), 1.0)
-    velocity: Velocity = classifier_free(model, prompt, other if negative else None, scale, batched=batched)
+    velocity: Velocity = classifier_free(model, prompt, other if negative else None, scale)
     assert text.batches == []
     return velocity(latents, sigma), model.batches
 
 
-@pytest.mark.parametrize(("batched", "calls"), [(True, [4]), (False, [2, 2])])
-def test_guidance_leads_away_from_the_negative_text(batched: bool, calls: list[int]) -> None:
-    velocity, batches = guided(4.0, batched=batched)
+def test_guidance_leads_away_from_the_negative_text() -> None:
+    velocity, batches = guided(4.0)
     assert torch.allclose(velocity, torch.full_like(velocity, 0.5 + 1 + 4 * (3 - 1)))
-    assert batches == calls
+    assert batches == [2, 2]
 
 
 @pytest.mark.parametrize(("scale", "negative"), [(1.0, True), (0.5, True), (4.0, False)])

@@ -73,7 +73,7 @@ def test_the_embedded_checkpoint_gives_the_latents_of_stock_diffusers() -> None:
     request = GenerateRequest(prompt="a red ball on grass", seed=7, num_inference_steps=4)
     made = plan(request, checkpoint)
     generation = text_to_video.generate(made, backbones.load(checkpoint, choose("cpu", "float32")))
-    pipeline = WanPipeline.from_pretrained(checkpoint.folder, torch_dtype=torch.float32)  # its files are bfloat16
+    pipeline = WanPipeline.from_pretrained(checkpoint.folder, dtype=torch.float32)  # its files are bfloat16
     size = {"width": made.width, "height": made.height, "num_frames": made.num_frames}
     expected = stock(pipeline, made, output_type="latent", **size)
     assert (generation.latents - expected).abs().max().item() <= TOLERANCE

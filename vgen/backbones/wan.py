@@ -119,13 +119,14 @@ class Wan:
             boundary = self.boundary_ratio * self.scheduler.config.num_train_timesteps
             transformer = self.transformer if timestep >= boundary else self.transformer_2
         batch = latents.shape[0]
-        if known is None:
-            timestep = timestep.expand(batch)
-        else:
-            assert self.expand_timesteps, "a plan with known frames was checked against the checkpoint"
+        if self.expand_timesteps:
             _, patch_height, patch_width = transformer.config.patch_size
+            known = torch.zeros((), dtype=torch.bool, device=latents.device) if known is None else known
             known = known.expand(batch, 1, *latents.shape[2:])[:, 0, :, ::patch_height, ::patch_width]
             timestep = timestep.where(~known, 0).flatten(1)
+        else:
+            assert known is None, "a plan with known frames was checked against the checkpoint"
+            timestep = timestep.expand(batch)
         velocity: Tensor = transformer(
             hidden_states=latents.to(transformer.dtype),
             timestep=timestep,
