@@ -61,6 +61,18 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert steps == [5, 10, 15, 20, 25, 30]
 
 
+def test_a_kill_between_the_renames_of_a_save_loses_one_save_at_most(tmp_path: Path) -> None:
+    straight = regression(tmp_path / "straight", 30)
+    with pytest.raises(KeyboardInterrupt):
+        regression(tmp_path / "killed", 30, stop_at=17)
+    (tmp_path / "killed" / "state").replace(tmp_path / "killed" / "state.new")
+    assert (tmp_path / "killed" / "state.old").exists()
+    resumed = regression(tmp_path / "killed", 30)
+    assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
+    assert steps == [5, 10, 15, 20, 25, 30], "it went on, and did not begin again"
+
+
 def test_training_learns(tmp_path: Path) -> None:
     regression(tmp_path, 300)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]

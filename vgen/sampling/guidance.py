@@ -22,9 +22,8 @@ def classifier_free(
 ) -> Velocity:
     """Return the velocity u + s * (c - u) of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
 
-    text and negative_text [B, L, D]. The branches run in turn, as diffusers' do: a batch of both rounds otherwise, and
-    was at best 12 % faster on a CPU. Without a negative text, and at a scale of 1 or less, the model runs with the
-    prompt alone.
+    text and negative_text [B, L, D]. The branches run in turn, as diffusers' do: a batch of both would round
+    otherwise. Without a negative text, and at a scale of 1 or less, the model runs with the prompt alone.
     """
     if negative_text is None or guidance_scale <= 1:
         return lambda latents, sigma: velocity(latents, sigma, text)

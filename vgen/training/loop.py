@@ -108,6 +108,9 @@ def train(
     progress = Progress()
     accelerator.register_for_checkpointing(average, progress)
     state = folder / "state"
+    if not state.exists() and replaced(state).exists() and accelerator.is_main_process:
+        replaced(state).replace(state)  # killed between the two renames of a save
+    accelerator.wait_for_everyone()
     if state.exists():
         accelerator.load_state(str(state))
         logger.info("resumed at step %d after %.1f minutes", progress.step, progress.seconds / 60)
@@ -160,9 +163,14 @@ def shared_seconds(accelerator: Accelerator, seconds: float) -> float:
     return float(broadcast(clock).item())
 
 
+def replaced(state: Path) -> Path:
+    """Return where the state before this one lies."""
+    return state.with_name("state.old")
+
+
 def save_state(accelerator: Accelerator, state: Path) -> None:
-    """Replace the saved state in one step, so that a kill leaves the old one or the new one."""
-    fresh, old = state.with_name("state.new"), state.with_name("state.old")
+    """Replace the saved state whole; a kill leaves the new one, the old one, or the old one where `replaced` says."""
+    fresh, old = state.with_name("state.new"), replaced(state)
     if accelerator.is_main_process:
         shutil.rmtree(fresh, ignore_errors=True)
     accelerator.wait_for_everyone()

@@ -95,7 +95,7 @@ class Rebuild(nn.Module):
 
 
 def untrained_vae() -> AutoencoderKLWan:
-    """Return a VAE whose residual blocks begin as identities, which halves the time to a given error."""
+    """Return a VAE whose residual blocks begin as identities, so that it learns the linear way through first."""
     vae = AutoencoderKLWan(**CONFIG)
     for module in vae.modules():
         if isinstance(module, WanResidualBlock):
