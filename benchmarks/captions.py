@@ -57,7 +57,7 @@ def main() -> None:
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
         for name, changed in exchanged.items():
             rng = random.Random(0)
-            text = model.encode_prompt([caption(clip, rng, "medium") for clip in changed])
+            text = torch.cat(model.encode_prompt([caption(clip, rng, "medium") for clip in changed]))
             for sigma in SIGMAS:
                 noisy = (1 - sigma) * latents + sigma * noise
                 velocity = model.velocity(noisy, torch.tensor(sigma), text)

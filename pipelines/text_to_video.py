@@ -66,7 +66,7 @@ def generate(
     with torch.inference_mode():
         with stages("encode"):
             guided = plan.guidance_scale > 1
-            text = backbone.encode_prompt([plan.prompt, plan.negative_prompt] if guided else [plan.prompt])
+            text, *negative = backbone.encode_prompt([plan.prompt, plan.negative_prompt] if guided else [plan.prompt])
             known = _known_frames(plan, backbone, on_warning)
 
         with stages("denoise"):
@@ -75,8 +75,8 @@ def generate(
             mask = None if known is None else known.mask
             flow = classifier_free(
                 lambda latents, sigma, text: backbone.velocity(latents, sigma, text, mask),
-                text[:1],
-                text[1:] if guided else None,
+                text,
+                negative[0] if guided else None,
                 plan.guidance_scale,
             )
             sigmas = backbone.sigmas(plan.num_inference_steps)

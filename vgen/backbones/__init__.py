@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from vgen.checkpoints import Checkpoint, fetch, verify
 from vgen.runtime import Runtime
@@ -16,14 +16,18 @@ if TYPE_CHECKING:
 FAMILIES = {"wan": "vgen.backbones.wan:Wan"}
 
 
+# What one prompt is to a model: a tensor, or several with their masks. Only the backbone that made it looks inside.
+TextCondition: TypeAlias = Any
+
+
 class Backbone(Protocol):
     """A loaded checkpoint. Latents are float32 [B, C, T, h, w] on the runtime's device."""
 
     checkpoint: Checkpoint
     runtime: Runtime
 
-    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
-        """Return text [B, L, D] for B prompts."""
+    def encode_prompt(self, prompts: Sequence[str]) -> list[TextCondition]:
+        """Return what `velocity` takes, for each of the prompts."""
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Return the words of a prompt that the tokenizer does not know, each once, in order."""
@@ -37,7 +41,7 @@ class Backbone(Protocol):
     def sigmas(self, num_inference_steps: int) -> Tensor:
         """Return the checkpoint's own schedule, float32 [N + 1], from noise to 0."""
 
-    def velocity(self, latents: Tensor, sigma: Tensor, text: Tensor, known: Tensor | None = None) -> Tensor:
+    def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition, known: Tensor | None = None) -> Tensor:
         """Return dx/dsigma, float32 as latents; `known` is true where the latents are given and free of noise."""
 
     def encode_frames(self, frames: Tensor) -> Tensor:

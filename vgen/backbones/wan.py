@@ -59,8 +59,8 @@ class Wan:
         self.scheduler.set_timesteps(2)
         self._whole_timesteps = not self.scheduler.timesteps.is_floating_point()
 
-    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
-        """Return text [B, L, D] in the transformer's dtype, zero beyond each prompt's tokens, which Wan attends to."""
+    def encode_prompt(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Return text [1, L, D] per prompt in the transformer's dtype, zero beyond its tokens: Wan attends there."""
         length = self.checkpoint.defaults.max_sequence_length
         tokens = self.tokenizer(
             [clean_prompt(prompt) for prompt in prompts],
@@ -73,7 +73,7 @@ class Wan:
         ).to(self.runtime.device)
         text = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
         text = text.masked_fill(tokens.attention_mask[..., None] == 0, 0)
-        return text.to(self.transformer.dtype)  # type: ignore[no-any-return]
+        return list(text.to(self.transformer.dtype).split(1))
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Return the words of a prompt that become the tokenizer's unknown token, each once, in order."""

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeVar
 
 from vgen.sampling.flow import Velocity
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# (latents [B, C, T, H, W], sigma [], text [B, L, D]) -> velocity [B, C, T, H, W]
-TextVelocity: TypeAlias = "Callable[[Tensor, Tensor, Tensor], Tensor]"
+Text = TypeVar("Text")  # what the backbone makes of a prompt
 
 
 def classifier_free(
-    velocity: TextVelocity,
-    text: Tensor,
-    negative_text: Tensor | None,
+    velocity: Callable[[Tensor, Tensor, Text], Tensor],
+    text: Text,
+    negative_text: Text | None,
     guidance_scale: float,
 ) -> Velocity:
     """Return the velocity u + s * (c - u) of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
 
-    text and negative_text [B, L, D]. The branches run in turn, as diffusers' do: a batch of both would round
-    otherwise. Without a negative text, and at a scale of 1 or less, the model runs with the prompt alone.
+    `velocity(latents [B, C, T, H, W], sigma [], text)` is the model's. The branches run in turn, as diffusers' do: a
+    batch of both would round otherwise. Without a negative text, and at a scale of 1 or less, the model runs with the
+    prompt alone.
     """
     if negative_text is None or guidance_scale <= 1:
         return lambda latents, sigma: velocity(latents, sigma, text)
-    negative_text = negative_text.expand_as(text)
 
     def guided(latents: Tensor, sigma: Tensor) -> Tensor:
         conditional = velocity(latents, sigma, text)
