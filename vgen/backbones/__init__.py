@@ -12,6 +12,8 @@ from vgen.runtime import Runtime
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from vgen.conditioning.frames import GivenImages, ImageCondition
+
 # Family -> the module and class that loads it, imported only when a checkpoint of the family is.
 FAMILIES = {"wan": "vgen.backbones.wan:Wan"}
 
@@ -26,8 +28,14 @@ class Backbone(Protocol):
     checkpoint: Checkpoint
     runtime: Runtime
 
-    def encode_prompt(self, prompts: Sequence[str]) -> list[TextCondition]:
-        """Return what `velocity` takes, for each of the prompts."""
+    def encode_prompt(self, prompts: Sequence[str], images: GivenImages | None = None) -> list[TextCondition]:
+        """Return what `velocity` takes, for each of the prompts.
+
+        `images` are given with the prompt that tells of them, and not with a negative one: some text encoders see.
+        """
+
+    def encode_images(self, images: GivenImages, num_frames: int) -> ImageCondition:
+        """Return what given images are to the loop and to `velocity`, for a video of `num_frames` of their size."""
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Return the words of a prompt that the tokenizer does not know, each once, in order."""
@@ -41,8 +49,24 @@ class Backbone(Protocol):
     def sigmas(self, num_inference_steps: int) -> Tensor:
         """Return the checkpoint's own schedule, float32 [N + 1], from noise to 0."""
 
-    def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition, known: Tensor | None = None) -> Tensor:
-        """Return dx/dsigma, float32 as latents; `known` is true where the latents are given and free of noise."""
+    def velocity(
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        text: TextCondition,
+        known: Tensor | None = None,
+        *,
+        image: Any = None,
+        guidance_scale: float | None = None,
+    ) -> Tensor:
+        """Return dx/dsigma, float32 as latents; `known` is true where the latents are given and free of noise.
+
+        `image` is `inputs` of an `ImageCondition`. `guidance_scale` is what a model is told that was distilled to be
+        guided by itself; one that was not ignores it.
+        """
+
+    def is_below_boundary(self, sigma: Tensor) -> bool:
+        """Return whether a checkpoint's second transformer runs at a sigma; asked only where there are two."""
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Return latents for frames uint8 [B, F, H, W, 3]."""

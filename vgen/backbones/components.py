@@ -25,6 +25,13 @@ def model_index(checkpoint: Checkpoint) -> dict[str, Any]:
     return index
 
 
+def component_config(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """Return the config.json of a component, for what has to be known of one that is not loaded."""
+    assert checkpoint.folder is not None, "verified before"
+    config: dict[str, Any] = json.loads((checkpoint.folder / name / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Keep transformers from drawing bars of its own on stderr, which belongs to the caller."""
@@ -65,6 +72,11 @@ def load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any
             tip=tip,
         )
     return model.eval()
+
+
+def encodable(prompt: str) -> str:
+    """Return a prompt with a question mark for what UTF-8 cannot hold, on which tokenizers fail."""
+    return prompt.encode("utf-8", "replace").decode("utf-8")
 
 
 def pixels_of(frames: Tensor) -> Tensor:
