@@ -196,7 +196,7 @@ class Wan:
         return [model for model in (self.transformer, self.transformer_2) if model is not None]
 
     def _timestep(self, sigma: Tensor) -> Tensor:
-        timestep = (sigma * self.scheduler.config.num_train_timesteps).to(self.runtime.device)
+        timestep: Tensor = (sigma * self.scheduler.config.num_train_timesteps).to(self.runtime.device)
         # Cut as the scheduler cuts them, in float64: 1e-3 is more than float32 sigmas lose, and less than a step.
         return (timestep + 1e-3).long() if self._whole_timesteps else timestep
 
@@ -207,8 +207,7 @@ class Wan:
         pictures = [frame[0, 0].cpu().numpy() for frame in (images.first, images.last) if frame is not None]
         inputs = self.image_processor(images=pictures, return_tensors="pt").to(self.runtime.device)
         embeddings: Tensor = self.image_encoder(**inputs, output_hidden_states=True).hidden_states[-2]
-        dtype: torch.dtype = self.transformer.dtype
-        return embeddings.to(dtype)
+        return embeddings.to(self.transformer.dtype)
 
     def _encode(self, pixels: Tensor) -> Tensor:
         latents: Tensor = self.vae.encode(pixels.to(self.vae.dtype), return_dict=False)[0].mode().float()
