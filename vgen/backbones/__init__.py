@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from vgen.conditioning.frames import GivenImages, ImageCondition
 
 # Family -> the module and class that loads it, imported only when a checkpoint of the family is.
-FAMILIES = {"wan": "vgen.backbones.wan:Wan"}
+FAMILIES = {
+    "wan": "vgen.backbones.wan:Wan",
+    "hunyuan-video": "vgen.backbones.hunyuan_video:HunyuanVideo",
+}
 
 
 # What one prompt is to a model: a tensor, or several with their masks. Only the backbone that made it looks inside.
