@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FAMILIES = {
     "wan": "vgen.backbones.wan:Wan",
     "hunyuan-video": "vgen.backbones.hunyuan_video:HunyuanVideo",
+    "hunyuan-video-1.5": "vgen.backbones.hunyuan_video_15:HunyuanVideo15",
 }
 
 
