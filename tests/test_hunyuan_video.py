@@ -98,6 +98,9 @@ def test_an_image_in_channels_gives_the_latents_of_stock_diffusers(
     expected = stock(folders[CONCAT], image=Image.open(picture), output_type="np", true_cfg_scale=3.0, num_frames=13)
     assert made.frames.shape == (9, 32, 48, 3)
     assert np.abs(made.frames - (expected[0] * 255).round()).max() <= 1
+    with torch.no_grad():
+        again = loaded(folders[CONCAT], decode_only=True).decode(made.latents)[0]
+    assert np.array_equal(again.numpy(), made.frames)
 
 
 def test_a_negative_prompt_is_read_with_as_many_image_tokens_as_the_prompt(

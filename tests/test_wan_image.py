@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from PIL import Image
 
 from tests import tiny_wan_image
 from tests.parity import TOLERANCE, difference, loaded, num_parameters, on_meta, planned
+from vgen import manifest
 from vgen.backbones.wan import Wan
 from vgen.conditioning.frames import GivenImages
-from vgen.errors import UsageError
+from vgen.errors import UsageError, VgenError
 from vgen.pipelines import text_to_video
-from vgen.runtime import noise_generator
+from vgen.runtime import Runtime, noise_generator
 
 PROMPT = "a red ball jumps on the grass"
 SIZE: dict[str, Any] = {"width": 48, "height": 32, "num_frames": 9, "num_inference_steps": 5}
@@ -129,6 +131,18 @@ def test_frames_are_those_of_stock_diffusers(wan21: Path, pictures: dict[str, Pa
         image=Image.open(pictures["image"]), prompt=PROMPT, guidance_scale=1.0, generator=noise_generator(7), **SIZE
     ).frames[0]
     assert np.abs(frames - (expected * 255).round()).max() <= 1
+
+
+def test_the_manifest_tells_both_images(both_ends: Path, pictures: dict[str, Path]) -> None:
+    made = planned(both_ends, PROMPT, **SIZE, **pictures)
+    runtime = Runtime(device="cpu", dtype="float32")
+    told = manifest.build(made, runtime, checkpoint={}, timings={}, created=datetime(2026, 1, 2, tzinfo=UTC))
+    again = manifest.request(told, {})
+    assert (again.image, again.last_image) == (pictures["image"], pictures["last_image"])
+    told["last_image_sha256"] = told["image_sha256"]
+    with pytest.raises(VgenError, match="has changed since") as raised:
+        manifest.request(told, {})
+    assert raised.value.tip == "give one with --last-image."
 
 
 def test_images_are_refused_before_loading_where_the_model_cannot_take_them(

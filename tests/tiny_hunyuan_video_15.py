@@ -60,6 +60,8 @@ def build(folder: Path, *, image: bool = False, use_meanflow: bool = False) -> P
             num_hidden_layers=4,
             num_attention_heads=2,
             num_key_value_heads=2,
+            bos_token_id=2,
+            eos_token_id=5,
             pad_token_id=0,
             rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
         )
