@@ -164,10 +164,15 @@ def test_images_are_refused_before_loading_where_the_model_cannot_take_them(
 
 # Configurations as huggingface/diffusers scripts/convert_wan_to_diffusers.py has them. Sizes: weights of 2.84 and
 # 28.6 GB in 16 bits (localmodel.run/model/wan-2-1-t2v-1-3b and -14b). For images there is no figure but "14B": the
-# text model's, and in each block a key and a value projection of 5120 x 5120 more.
+# text model's, and in each block a key and a value projection of 5120 x 5120 more. "5B" is Wan2.2's, whose dimensions
+# are in Wan-Video/Wan2.2 wan/configs/wan_ti2v_5B.py.
 REAL: dict[str, tuple[dict[str, Any], float]] = {
     "Wan2.1-T2V-1.3B": ({"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}, 1.42e9),
     "Wan2.1-T2V-14B": ({"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824}, 14.3e9),
+    "Wan2.2-TI2V-5B": (
+        {"num_attention_heads": 24, "num_layers": 30, "ffn_dim": 14336, "in_channels": 48, "out_channels": 48},
+        5.0e9,
+    ),
     "Wan2.1-I2V-14B": (
         {
             "num_attention_heads": 40,
