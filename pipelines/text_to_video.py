@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgen import files, options
-from vgen.conditioning.frames import KnownFrames, first_frame, fit_image, open_image
+from vgen.conditioning.frames import GivenImages, ImageCondition, fit_image, open_image
 from vgen.errors import VgenError
 from vgen.request import GenerateRequest, Plan
 from vgen.runtime import noise_generator, synchronize
@@ -65,22 +66,25 @@ def generate(
 
     with torch.inference_mode():
         with stages("encode"):
-            guided = plan.guidance_scale > 1
-            text, *negative = backbone.encode_prompt([plan.prompt, plan.negative_prompt] if guided else [plan.prompt])
-            known = _known_frames(plan, backbone, on_warning)
+            images = _given_images(plan, on_warning)
+            (text,) = backbone.encode_prompt([plan.prompt], images)
+            (negative,) = backbone.encode_prompt([plan.negative_prompt]) if plan.cfg_scale > 1 else (None,)
+            image = ImageCondition() if images is None else backbone.encode_images(images, plan.num_frames)
 
         with stages("denoise"):
             shape = (1, *backbone.latent_shape(plan.num_frames, plan.height, plan.width))
             noise = torch.randn(shape, generator=noise_generator(plan.seed)).to(backbone.runtime.device)
-            mask = None if known is None else known.mask
-            flow = classifier_free(
-                lambda latents, sigma, text: backbone.velocity(latents, sigma, text, mask),
-                text,
-                negative[0] if guided else None,
-                plan.guidance_scale,
+            known = image.known
+            velocity = functools.partial(
+                backbone.velocity,
+                known=None if known is None else known.mask,
+                image=image.inputs,
+                guidance_scale=plan.embedded_guidance_scale,
             )
+            flow = classifier_free(velocity, text, negative, _guidance_scale(plan, backbone))
             sigmas = backbone.sigmas(plan.num_inference_steps)
-            latents = sampler(flow if known is None else known.held(flow), noise, sigmas, on_step=on_step)
+            start = image.start(noise)
+            latents = sampler(flow if known is None else known.held(flow), start, sigmas, on_step=on_step)
             latents = latents if known is None else known.hold(latents)
 
         if not bool(latents.isfinite().all()):
@@ -160,20 +164,28 @@ class _Stages:
         self.timings[name] = time.perf_counter() - start
 
 
-def _known_frames(plan: Plan, backbone: Backbone, on_warning: Callable[[str], None]) -> KnownFrames | None:
+def _given_images(plan: Plan, on_warning: Callable[[str], None]) -> GivenImages | None:
     import torch
+
+    def frame(path: Path) -> Tensor:
+        image = open_image(path)
+        if image.width * plan.height != image.height * plan.width:
+            on_warning(
+                f"The image is {image.width}x{image.height} and the video {plan.width}x{plan.height}: "
+                "the image's edges are cut off."
+            )
+        return torch.tensor(fit_image(image, plan.width, plan.height))[None, None]
 
     if plan.image is None:
         return None
-    image = open_image(plan.image)
-    if image.width * plan.height != image.height * plan.width:
-        on_warning(
-            f"The image is {image.width}x{image.height} and the video {plan.width}x{plan.height}: "
-            "the image's edges are cut off."
-        )
-    frames = torch.tensor(fit_image(image, plan.width, plan.height))[None, None]
-    num_latent_frames = backbone.latent_shape(plan.num_frames, plan.height, plan.width)[1]
-    return first_frame(backbone.encode_frames(frames), num_latent_frames)
+    return GivenImages(first=frame(plan.image), last=None if plan.last_image is None else frame(plan.last_image))
+
+
+def _guidance_scale(plan: Plan, backbone: Backbone) -> float | Callable[[Tensor], float]:
+    second = plan.guidance_scale_2
+    if second is None:
+        return plan.cfg_scale
+    return lambda sigma: second if backbone.is_below_boundary(sigma) else plan.cfg_scale
 
 
 def _prompt_warnings(plan: Plan, backbone: Backbone) -> list[str]:

@@ -53,6 +53,9 @@ class Rules:
 
     Sizes are multiples of `size_multiple` up to `max_size` pixels; frame counts are `frame_multiple` * k + 1 up to
     `max_frames`; `known_frames` says whether frames can be given (a first image), which needs per-token timesteps.
+    `needs_image` is true of a model that only continues an image, `last_image` of one that can also end with one.
+    `two_transformers` share the noise levels and may have a guidance scale each; with `embedded_guidance` the guidance
+    scale is an input of the model.
     """
 
     size_multiple: int
@@ -60,6 +63,10 @@ class Rules:
     max_size: int
     max_frames: int
     known_frames: bool
+    needs_image: bool = False
+    last_image: bool = False
+    two_transformers: bool = False
+    embedded_guidance: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +241,7 @@ def _described(name: str, folder: Path, *, source: Source, repo: str | None, rev
         raise CheckpointError(
             f'"{name}" is a {pipeline}, a family that vgen cannot run.', tip=f"it runs: {', '.join(known)}."
         )
+    rules = _rules(folder, index, Rules(**families[family]["rules"]))
     return Checkpoint(
         name=name,
         family=family,
@@ -243,26 +251,48 @@ def _described(name: str, folder: Path, *, source: Source, repo: str | None, rev
         revision=revision,
         licence="",
         files=(),
-        defaults=Defaults(**families[family]["defaults"]),
+        defaults=_defaults(folder, Defaults(**families[family]["defaults"])),
         knows="",
-        rules=_rules(folder, index, Rules(**families[family]["rules"])),
+        rules=rules,
     )
+
+
+def _defaults(folder: Path, defaults: Defaults) -> Defaults:
+    """Replace the family's guidance scale by the checkpoint's own: its guider's, or none without a place for it."""
+    guider = folder / "guider" / "guider_config.json"
+    if guider.is_file():
+        return replace(defaults, guidance_scale=float(_read_json(guider).get("guidance_scale", 1.0)))
+    if not _read_json(folder / "transformer" / "config.json").get("guidance_embeds", True):
+        return replace(defaults, guidance_scale=1.0)
+    return defaults
 
 
 def _rules(folder: Path, index: Mapping[str, Any], rules: Rules) -> Rules:
     """Replace the family's rules by what the configurations of the VAE and the transformer say."""
     transformer = _read_json(folder / "transformer" / "config.json")
     vae = _read_json(folder / "vae" / "config.json")
-    size_multiple = vae.get("scale_factor_spatial", 8) * max(transformer.get("patch_size", (1, 2, 2))[1:])
-    frame_multiple = vae.get("scale_factor_temporal", 4)
-    positions = transformer.get("rope_max_seq_len", 1024)
+    spatial = vae.get("scale_factor_spatial", vae.get("spatial_compression_ratio", 8))
+    frame_multiple = vae.get("scale_factor_temporal", vae.get("temporal_compression_ratio", 4))
+    patch_size = transformer.get("patch_size", (1, 2, 2))
+    size_multiple = spatial * (patch_size if isinstance(patch_size, int) else max(patch_size[1:]))
+    max_size, max_frames = rules.max_size // size_multiple * size_multiple, rules.max_frames
+    if positions := transformer.get("rope_max_seq_len"):
+        max_size, max_frames = size_multiple * positions, frame_multiple * (positions - 1) + 1
+    known_frames = bool(index.get("expand_timesteps", False))
+    needs_image = str(index.get("_class_name")).endswith("ImageToVideoPipeline") and not known_frames
+    # An image encoder sees two images only where its transformer has places for both.
+    sees_two = transformer.get("image_dim") is None or transformer.get("pos_embed_seq_len") is not None
     return replace(
         rules,
         size_multiple=size_multiple,
         frame_multiple=frame_multiple,
-        max_size=size_multiple * positions,
-        max_frames=frame_multiple * (positions - 1) + 1,
-        known_frames=bool(index.get("expand_timesteps", False)),
+        max_size=max_size,
+        max_frames=max_frames,
+        known_frames=known_frames,
+        needs_image=needs_image,
+        last_image=rules.last_image and needs_image and sees_two,
+        two_transformers=index.get("boundary_ratio") is not None,
+        embedded_guidance=rules.embedded_guidance and bool(transformer.get("guidance_embeds", True)),
     )
 
 

@@ -10,10 +10,16 @@ from vgen.checkpoints import Checkpoint, fetch, verify
 from vgen.runtime import Runtime
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from vgen.conditioning.frames import GivenImages, ImageCondition
 
 # Family -> the module and class that loads it, imported only when a checkpoint of the family is.
-FAMILIES = {"wan": "vgen.backbones.wan:Wan"}
+FAMILIES = {
+    "wan": "vgen.backbones.wan:Wan",
+    "hunyuan-video": "vgen.backbones.hunyuan_video:HunyuanVideo",
+    "hunyuan-video-1.5": "vgen.backbones.hunyuan_video_15:HunyuanVideo15",
+}
 
 
 # What one prompt is to a model: a tensor, or several with their masks. Only the backbone that made it looks inside.
@@ -26,8 +32,14 @@ class Backbone(Protocol):
     checkpoint: Checkpoint
     runtime: Runtime
 
-    def encode_prompt(self, prompts: Sequence[str]) -> list[TextCondition]:
-        """Return what `velocity` takes, for each of the prompts."""
+    def encode_prompt(self, prompts: Sequence[str], images: GivenImages | None = None) -> list[TextCondition]:
+        """Return what `velocity` takes, for each of the prompts.
+
+        `images` are given with the prompt that tells of them, and not with a negative one: some text encoders see.
+        """
+
+    def encode_images(self, images: GivenImages, num_frames: int) -> ImageCondition:
+        """Return what given images are to the loop and to `velocity`, for a video of `num_frames` of their size."""
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Return the words of a prompt that the tokenizer does not know, each once, in order."""
@@ -41,14 +53,45 @@ class Backbone(Protocol):
     def sigmas(self, num_inference_steps: int) -> Tensor:
         """Return the checkpoint's own schedule, float32 [N + 1], from noise to 0."""
 
-    def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition, known: Tensor | None = None) -> Tensor:
-        """Return dx/dsigma, float32 as latents; `known` is true where the latents are given and free of noise."""
+    def velocity(
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        text: TextCondition,
+        known: Tensor | None = None,
+        *,
+        image: Any = None,
+        guidance_scale: float | None = None,
+    ) -> Tensor:
+        """Return dx/dsigma, float32 as latents; `known` is true where the latents are given and free of noise.
+
+        `image` is `inputs` of an `ImageCondition`. `guidance_scale` is what a model is told that was distilled to be
+        guided by itself; one that was not ignores it.
+        """
+
+    def is_below_boundary(self, sigma: Tensor) -> bool:
+        """Return whether a checkpoint's second transformer runs at a sigma; asked only where there are two."""
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Return latents for frames uint8 [B, F, H, W, 3]."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return frames uint8 [B, F, H, W, 3] for latents."""
+
+    def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Return (T, H, W), the video's tokens in self-attention, of which W are neighbours in the sequence."""
+
+    def num_text_tokens(self) -> int:
+        """Return how many text tokens are in the sequence of self-attention, padding included; 0 where there are none.
+
+        0 where the text is only cross-attended.
+        """
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the transformer's blocks in the order in which they run: where adapters attach."""
+
+    def attention_slots(self) -> list[nn.Module]:
+        """Return the self-attention modules in the order in which they run; each takes `set_processor`."""
 
 
 def load(checkpoint: Checkpoint, runtime: Runtime, *, decode_only: bool = False) -> Backbone:
