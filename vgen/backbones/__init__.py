@@ -10,7 +10,7 @@ from vgen.checkpoints import Checkpoint, fetch, verify
 from vgen.runtime import Runtime
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 # Family -> the module and class that loads it, imported only when a checkpoint of the family is.
 FAMILIES = {"wan": "vgen.backbones.wan:Wan"}
@@ -49,6 +49,21 @@ class Backbone(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return frames uint8 [B, F, H, W, 3] for latents."""
+
+    def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Return (T, H, W), the video's tokens in self-attention, of which W are neighbours in the sequence."""
+
+    def num_text_tokens(self) -> int:
+        """Return how many text tokens are in the sequence of self-attention, padding included; 0 where there are none.
+
+        0 where the text is only cross-attended.
+        """
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the transformer's blocks in the order in which they run: where adapters attach."""
+
+    def attention_slots(self) -> list[nn.Module]:
+        """Return the self-attention modules in the order in which they run; each takes `set_processor`."""
 
 
 def load(checkpoint: Checkpoint, runtime: Runtime, *, decode_only: bool = False) -> Backbone:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import json
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vgen.backbones.components import decode_or_tile, frames_of, load_component, model_index, pixels_of
 from vgen.checkpoints import Checkpoint
 from vgen.conditioning.text import clean_prompt
-from vgen.errors import CheckpointError
 from vgen.runtime import Runtime
-
-logger = logging.getLogger(__name__)
 
 
 class Wan:
@@ -30,11 +24,10 @@ class Wan:
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime, *, decode_only: bool = False) -> None:
         self.checkpoint = checkpoint
         self.runtime = runtime
-        assert checkpoint.folder is not None, "verified before"
-        index = json.loads((checkpoint.folder / "model_index.json").read_text(encoding="utf-8"))
+        index = model_index(checkpoint)
 
         def component(name: str, **options: Any) -> Any:
-            return _load_component(checkpoint, name, index.get(name), **options)
+            return load_component(checkpoint, name, index.get(name), **options)
 
         # The VAE stays in float32: bfloat16 would be faster, and change frames by whole levels.
         self.vae = component("vae", torch_dtype=torch.float32).to(runtime.device)
@@ -137,63 +130,35 @@ class Wan:
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Return the mean latents [B, C, T, h, w] of frames uint8 [B, F, H, W, 3], normalised per channel."""
-        pixels = frames.to(self.runtime.device).permute(0, 4, 1, 2, 3).to(self.vae.dtype) / 255 * 2 - 1
-        latents: Tensor = self.vae.encode(pixels, return_dict=False)[0].mode().float()
-        normalised: Tensor = (latents - self._latents_mean) * self._latents_scale
-        return normalised
+        return self._encode(pixels_of(frames.to(self.runtime.device)))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return frames uint8 [B, F, H, W, 3] of latents [B, C, T, h, w]; in tiles where memory does not suffice."""
         latents = (latents / self._latents_scale + self._latents_mean).to(self.vae.dtype)
-        pixels: Tensor
-        try:
-            pixels = self.vae.decode(latents, return_dict=False)[0]
-        except torch.OutOfMemoryError:
-            logger.warning("Not enough memory to decode in one piece: decoding in tiles.")
-            self.vae.clear_cache()
-            torch.cuda.empty_cache()
-            self.vae.enable_tiling()
-            pixels = self.vae.decode(latents, return_dict=False)[0]
-        return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
+        return frames_of(decode_or_tile(self.vae, latents))
 
+    def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Return (T, H, W): for 17 frames of 128 x 128 pixels (5, 8, 8)."""
+        _, latent_frames, latent_height, latent_width = self.latent_shape(num_frames, height, width)
+        patch_frames, patch_height, patch_width = self.transformer.config.patch_size
+        return latent_frames // patch_frames, latent_height // patch_height, latent_width // patch_width
 
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keep transformers from drawing bars of its own on stderr, which belongs to the caller."""
-    from transformers.utils import logging as transformers_logging
+    def num_text_tokens(self) -> int:
+        """Return 0: Wan attends to the text in attention of its own."""
+        return 0
 
-    enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            transformers_logging.enable_progress_bar()
+    def blocks(self) -> list[nn.Module]:
+        """Return the blocks, those of the second transformer after those of the first."""
+        return [block for transformer in self._transformers() for block in transformer.blocks]
 
+    def attention_slots(self) -> list[nn.Module]:
+        """Return the self-attention of each of `blocks`."""
+        return [block.attn1 for transformer in self._transformers() for block in transformer.blocks]
 
-def _load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any) -> Any:
-    """Load what model_index.json names for a component: `[library, class]`; a model where a dtype is among `options`.
+    def _transformers(self) -> list[Any]:
+        return [model for model in (self.transformer, self.transformer_2) if model is not None]
 
-    Both libraries import a class's module only when it is asked for, so that this costs what a narrow import does.
-    """
-    assert checkpoint.folder is not None
-    tip = "check that the folder is complete and made by a diffusers that is not newer than this one."
-    try:
-        library, class_name = entry
-        component = getattr(importlib.import_module(library), class_name)
-        folder = checkpoint.folder / name
-        if not options:
-            return component.from_pretrained(folder, local_files_only=True)
-        with _no_progress_bars():
-            model, info = component.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f'Cannot load the {name} of "{checkpoint.name}": {reason}', tip=tip) from error
-    # Both libraries only log what is missing and go on with random values.
-    if missing := sorted(info["missing_keys"]):
-        raise CheckpointError(
-            f'Cannot load the {name} of "{checkpoint.name}": its files lack {len(missing)} weights, the first of them '
-            f"{missing[0]}.",
-            tip=tip,
-        )
-    return model.eval()
+    def _encode(self, pixels: Tensor) -> Tensor:
+        latents: Tensor = self.vae.encode(pixels.to(self.vae.dtype), return_dict=False)[0].mode().float()
+        normalised: Tensor = (latents - self._latents_mean) * self._latents_scale
+        return normalised
