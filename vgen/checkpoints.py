@@ -52,7 +52,9 @@ class Rules:
     """Which requests a checkpoint can take at all.
 
     Sizes are multiples of `size_multiple` up to `max_size` pixels; frame counts are `frame_multiple` * k + 1 up to
-    `max_frames`; `known_frames` says whether frames can be given (a first image), which needs per-token timesteps.
+    `max_frames`; `known_frames` says whether frames can be given (a first image), which needs per-token timesteps;
+    `needs_image` whether there is always a first image, which is a condition then; `only_size` (width, height) is the
+    one size that a model takes whose positions are learned.
     """
 
     size_multiple: int
@@ -60,6 +62,8 @@ class Rules:
     max_size: int
     max_frames: int
     known_frames: bool
+    needs_image: bool = False
+    only_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,25 +249,38 @@ def _described(name: str, folder: Path, *, source: Source, repo: str | None, rev
         files=(),
         defaults=Defaults(**families[family]["defaults"]),
         knows="",
-        rules=_rules(folder, index, Rules(**families[family]["rules"])),
+        rules=_rules(folder, index, families[family]),
     )
 
 
-def _rules(folder: Path, index: Mapping[str, Any], rules: Rules) -> Rules:
-    """Replace the family's rules by what the configurations of the VAE and the transformer say."""
+def _rules(folder: Path, index: Mapping[str, Any], family: Mapping[str, Any]) -> Rules:
+    """Return the family's rules, replaced by what the configurations of the VAE and the transformer say."""
+    rules = Rules(**family["rules"])
     transformer = _read_json(folder / "transformer" / "config.json")
     vae = _read_json(folder / "vae" / "config.json")
-    size_multiple = vae.get("scale_factor_spatial", 8) * max(transformer.get("patch_size", (1, 2, 2))[1:])
-    frame_multiple = vae.get("scale_factor_temporal", 4)
-    positions = transformer.get("rope_max_seq_len", 1024)
-    return replace(
-        rules,
-        size_multiple=size_multiple,
-        frame_multiple=frame_multiple,
-        max_size=size_multiple * positions,
-        max_frames=frame_multiple * (positions - 1) + 1,
-        known_frames=bool(index.get("expand_timesteps", False)),
-    )
+    changes: dict[str, Any] = {
+        "known_frames": rules.known_frames or bool(index.get("expand_timesteps", False)),
+        "needs_image": rules.needs_image or index.get("_class_name") in family.get("image_pipelines", ()),
+    }
+    # The families' VAEs name their factors differently; where they name none, the family's rule is theirs.
+    spatial = vae.get("scale_factor_spatial") or vae.get("spatial_compression_ratio")
+    temporal = vae.get("scale_factor_temporal") or vae.get("temporal_compression_ratio")
+    if spatial:
+        patch = transformer.get("patch_size", (1, 2, 2))
+        changes["size_multiple"] = spatial * (patch if isinstance(patch, int) else max(patch[1:]))
+    if temporal:
+        changes["frame_multiple"] = temporal
+    rules = replace(rules, **changes)
+    if positions := transformer.get("rope_max_seq_len"):
+        rules = replace(
+            rules,
+            max_size=rules.size_multiple * positions,
+            max_frames=rules.frame_multiple * (positions - 1) + 1,
+        )
+    if transformer.get("use_learned_positional_embeddings"):
+        side = rules.size_multiple // transformer["patch_size"]
+        rules = replace(rules, only_size=(transformer["sample_width"] * side, transformer["sample_height"] * side))
+    return rules
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -108,8 +108,13 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
     sampler = _given(request.sampler, defaults.sampler)
     options.parse(sampler, SAMPLERS, what="sampler")
     runtime.check_names(request.device, request.dtype)
-    if request.image is not None:
-        _check_image(request.image, checkpoint)
+    _check_image(request.image, checkpoint)
+    width, height = _given(request.width, defaults.width), _given(request.height, defaults.height)
+    if rules.only_size not in (None, (width, height)):
+        raise UsageError(
+            f"A size of {width}x{height} is not legal: this model has learned one size only.",
+            tip="use --width {} --height {}.".format(*rules.only_size or ()),
+        )
     return Plan(
         prompt=request.prompt,
         negative_prompt=_given(request.negative_prompt, defaults.negative_prompt),
@@ -117,8 +122,8 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
         seed=_seed(request.seed),
         num_inference_steps=_steps(_given(request.num_inference_steps, defaults.num_inference_steps)),
         guidance_scale=_guidance_scale(_given(request.guidance_scale, defaults.guidance_scale)),
-        width=_size("width", _given(request.width, defaults.width), rules),
-        height=_size("height", _given(request.height, defaults.height), rules),
+        width=_size("width", width, rules),
+        height=_size("height", height, rules),
         num_frames=_num_frames(request, fps, checkpoint, notes),
         fps=fps,
         sampler=sampler,
@@ -209,10 +214,18 @@ def _guidance_scale(guidance_scale: float) -> float:
     return guidance_scale
 
 
-def _check_image(image: Path, checkpoint: Checkpoint) -> None:
+def _check_image(image: Path | None, checkpoint: Checkpoint) -> None:
     from vgen.conditioning.frames import open_image
 
-    if not checkpoint.rules.known_frames:
+    rules = checkpoint.rules
+    if image is None:
+        if rules.needs_image:
+            raise UsageError(
+                f'The model "{checkpoint.name}" starts from an image, and none is given.',
+                tip="give it one with --image, or use the text-to-video model of the family.",
+            )
+        return
+    if not (rules.known_frames or rules.needs_image):
         raise UsageError(
             f'The model "{checkpoint.name}" cannot start from an image: it was not trained with known frames.',
             tip="leave the image out, or use a model whose model_index.json says expand_timesteps, such as toyland.",

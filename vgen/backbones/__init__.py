@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from vgen.checkpoints import Checkpoint, fetch, verify
 from vgen.runtime import Runtime
+from vgen.sampling.flow import Scheduler
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Generator, Tensor, nn
+
+    from vgen.video import Sound
 
 # Family -> the module and class that loads it, imported only when a checkpoint of the family is.
 FAMILIES = {"wan": "vgen.backbones.wan:Wan"}
@@ -20,14 +24,37 @@ FAMILIES = {"wan": "vgen.backbones.wan:Wan"}
 TextCondition: TypeAlias = Any
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """One video to be made, as far as a model knows it besides its prompt.
+
+    Sizes are in pixels, `fps` in frames per second; `image` uint8 [1, 1, H, W, 3] is what it starts from, if anything.
+    All that is random comes from `generator`, in the order in which the family's stock pipeline draws it.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+    generator: Generator
+    image: Tensor | None = None
+
+
 class Backbone(Protocol):
-    """A loaded checkpoint. Latents are float32 [B, C, T, h, w] on the runtime's device."""
+    """A loaded checkpoint. Latents are float32 [B, C, T, h, w] on the runtime's device.
+
+    A model of more than frames packs the rest into the same tensor, behind the frames in T, so that samplers, guidance
+    and known frames are the same for all; only the backbone takes them apart.
+    """
 
     checkpoint: Checkpoint
     runtime: Runtime
 
-    def encode_prompt(self, prompts: Sequence[str]) -> list[TextCondition]:
-        """Return what `velocity` takes, for each of the prompts."""
+    def encode_prompt(self, prompts: Sequence[str], shot: Shot) -> list[TextCondition]:
+        """Return what `velocity` takes for each of the prompts, with what else the model is told of the shot.
+
+        That is the frame rate, or the image where it is a condition; an image that is a known frame is not in it.
+        """
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Return the words of a prompt that the tokenizer does not know, each once, in order."""
@@ -38,17 +65,29 @@ class Backbone(Protocol):
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Return (C, T, h, w) for a video of frames and pixels."""
 
-    def sigmas(self, num_inference_steps: int) -> Tensor:
-        """Return the checkpoint's own schedule, float32 [N + 1], from noise to 0."""
+    def noise(self, shot: Shot) -> Tensor:
+        """Return the latents [1, C, T, h, w] that a shot starts from."""
+
+    def sigmas(self, num_inference_steps: int, shot: Shot) -> Tensor:
+        """Return the checkpoint's own schedule for a shot, float32 [N + 1], from noise to 0."""
+
+    def native_scheduler(self, num_inference_steps: int, shot: Shot) -> Scheduler:
+        """Return the checkpoint's own scheduler for `sigmas`, which serves one video.
+
+        Raises `CheckpointError` where it cannot be stepped from the velocities of a flow.
+        """
 
     def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition, known: Tensor | None = None) -> Tensor:
         """Return dx/dsigma, float32 as latents; `known` is true where the latents are given and free of noise."""
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Return latents for frames uint8 [B, F, H, W, 3]."""
+    def encode_frames(self, frames: Tensor, generator: Generator | None = None) -> Tensor:
+        """Return latents for frames uint8 [B, F, H, W, 3]: their mean, or drawn as the stock pipeline draws them."""
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return frames uint8 [B, F, H, W, 3] for latents."""
+    def decode(self, latents: Tensor, shot: Shot) -> Tensor:
+        """Return frames uint8 [B, F, H, W, 3] for latents of a shot."""
+
+    def decode_sound(self, latents: Tensor, shot: Shot) -> Sound | None:
+        """Return the sound track of one video's latents; None from a model that makes none."""
 
     def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return (T, H, W), the video's tokens in self-attention, of which W are neighbours in the sequence."""

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vgen.backbones import Shot
 from vgen.backbones.components import decode_or_tile, frames_of, load_component, model_index, pixels_of
+from vgen.backbones.schedulers import FlowScheduler, flow_scheduler
 from vgen.checkpoints import Checkpoint
 from vgen.conditioning.text import clean_prompt
 from vgen.runtime import Runtime
@@ -52,7 +54,7 @@ class Wan:
         self.scheduler.set_timesteps(2)
         self._whole_timesteps = not self.scheduler.timesteps.is_floating_point()
 
-    def encode_prompt(self, prompts: Sequence[str]) -> list[Tensor]:
+    def encode_prompt(self, prompts: Sequence[str], shot: Shot | None = None) -> list[Tensor]:
         """Return text [1, L, D] per prompt in the transformer's dtype, zero beyond its tokens: Wan attends there."""
         length = self.checkpoint.defaults.max_sequence_length
         tokens = self.tokenizer(
@@ -91,11 +93,21 @@ class Wan:
             width // vae.scale_factor_spatial,
         )
 
-    def sigmas(self, num_inference_steps: int) -> Tensor:
+    def noise(self, shot: Shot) -> Tensor:
+        """Return noise float32 [1, C, T, h, w]."""
+        shape = (1, *self.latent_shape(shot.num_frames, shot.height, shot.width))
+        return torch.randn(shape, generator=shot.generator).to(self.runtime.device)
+
+    def sigmas(self, num_inference_steps: int, shot: Shot | None = None) -> Tensor:
         """Return the scheduler's own sigmas, float32 [N + 1] on the CPU, falling to 0."""
         self.scheduler.set_timesteps(num_inference_steps)
         sigmas: Tensor = self.scheduler.sigmas
         return sigmas.float().cpu()
+
+    def native_scheduler(self, num_inference_steps: int, shot: Shot) -> FlowScheduler:
+        """Return the scheduler itself, often UniPC."""
+        self.scheduler.set_timesteps(num_inference_steps)
+        return flow_scheduler(self.checkpoint, self.scheduler, shot.generator)
 
     def velocity(self, latents: Tensor, sigma: Tensor, text: Tensor, known: Tensor | None = None) -> Tensor:
         """Return dx/dsigma, float32 [B, C, T, h, w].
@@ -128,14 +140,17 @@ class Wan:
         )[0]
         return velocity.float()
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
+    def encode_frames(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the mean latents [B, C, T, h, w] of frames uint8 [B, F, H, W, 3], normalised per channel."""
         return self._encode(pixels_of(frames.to(self.runtime.device)))
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, shot: Shot | None = None) -> Tensor:
         """Return frames uint8 [B, F, H, W, 3] of latents [B, C, T, h, w]; in tiles where memory does not suffice."""
         latents = (latents / self._latents_scale + self._latents_mean).to(self.vae.dtype)
         return frames_of(decode_or_tile(self.vae, latents))
+
+    def decode_sound(self, latents: Tensor, shot: Shot | None = None) -> None:
+        """Return None: Wan is silent."""
 
     def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return (T, H, W): for 17 frames of 128 x 128 pixels (5, 8, 8)."""
