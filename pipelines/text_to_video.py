@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vgen import files, options
 from vgen.backbones import Shot
-from vgen.conditioning.frames import first_frame, fit_image, open_image
+from vgen.conditioning.frames import GivenImages, ImageCondition, fit_image, open_image
 from vgen.errors import VgenError
 from vgen.request import GenerateRequest, Plan
 from vgen.runtime import noise_generator, synchronize
@@ -68,27 +69,23 @@ def generate(
 
     with torch.inference_mode():
         with stages("encode"):
-            guided = plan.guidance_scale > 1
-            shot = _shot(plan, on_warning)
-            prompts = [plan.prompt, plan.negative_prompt] if guided else [plan.prompt]
-            text, *negative = backbone.encode_prompt(prompts, shot)
-            frame = None
-            if shot.image is not None and plan.checkpoint.rules.known_frames:
-                frame = backbone.encode_frames(shot.image, shot.generator)
+            shot = _shot(plan)
+            images = _given_images(plan, on_warning)
+            (text,) = backbone.encode_prompt([plan.prompt], images)
+            (negative,) = backbone.encode_prompt([plan.negative_prompt]) if plan.guidance_scale > 1 else (None,)
+            image = ImageCondition() if images is None else backbone.encode_images(images, shot)
 
         with stages("denoise"):
             noise = backbone.noise(shot)
-            known = None if frame is None else first_frame(frame, noise.shape[2])
-            mask = None if known is None else known.mask
-            flow = classifier_free(
-                lambda latents, sigma, text: backbone.velocity(latents, sigma, text, mask),
-                text,
-                negative[0] if guided else None,
-                plan.guidance_scale,
+            known = image.known
+            velocity = functools.partial(
+                backbone.velocity, known=None if known is None else known.mask, shot=shot, image=image.inputs
             )
+            flow = classifier_free(velocity, text, negative, plan.guidance_scale)
             sigmas = backbone.sigmas(plan.num_inference_steps, shot)
             sampler = bind(sampler, lambda: backbone.native_scheduler(plan.num_inference_steps, shot))
-            latents = sampler(flow if known is None else known.held(flow), noise, sigmas, on_step=on_step)
+            start = image.start(noise)
+            latents = sampler(flow if known is None else known.held(flow), start, sigmas, on_step=on_step)
             latents = latents if known is None else known.hold(latents)
 
         if not bool(latents.isfinite().all()):
@@ -179,26 +176,28 @@ class _Stages:
         self.timings[name] = time.perf_counter() - start
 
 
-def _shot(plan: Plan, on_warning: Callable[[str], None] = lambda message: None) -> Shot:
-    import torch
-
-    image = None
-    if plan.image is not None:
-        picture = open_image(plan.image)
-        if picture.width * plan.height != picture.height * plan.width:
-            on_warning(
-                f"The image is {picture.width}x{picture.height} and the video {plan.width}x{plan.height}: "
-                "the image's edges are cut off."
-            )
-        image = torch.tensor(fit_image(picture, plan.width, plan.height))[None, None]
+def _shot(plan: Plan) -> Shot:
     return Shot(
         num_frames=plan.num_frames,
         height=plan.height,
         width=plan.width,
         fps=plan.fps,
         generator=noise_generator(plan.seed),
-        image=image,
     )
+
+
+def _given_images(plan: Plan, on_warning: Callable[[str], None]) -> GivenImages | None:
+    import torch
+
+    if plan.image is None:
+        return None
+    image = open_image(plan.image)
+    if image.width * plan.height != image.height * plan.width:
+        on_warning(
+            f"The image is {image.width}x{image.height} and the video {plan.width}x{plan.height}: "
+            "the image's edges are cut off."
+        )
+    return GivenImages(first=torch.tensor(fit_image(image, plan.width, plan.height))[None, None])
 
 
 def _prompt_warnings(plan: Plan, backbone: Backbone) -> list[str]:

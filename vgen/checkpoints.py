@@ -249,19 +249,17 @@ def _described(name: str, folder: Path, *, source: Source, repo: str | None, rev
         files=(),
         defaults=Defaults(**families[family]["defaults"]),
         knows="",
-        rules=_rules(folder, index, families[family]),
+        rules=_rules(folder, index, Rules(**families[family]["rules"])),
     )
 
 
-def _rules(folder: Path, index: Mapping[str, Any], family: Mapping[str, Any]) -> Rules:
-    """Return the family's rules, replaced by what the configurations of the VAE and the transformer say."""
-    rules = Rules(**family["rules"])
+def _rules(folder: Path, index: Mapping[str, Any], rules: Rules) -> Rules:
+    """Replace the family's rules by what the configurations of the VAE and the transformer say."""
     transformer = _read_json(folder / "transformer" / "config.json")
     vae = _read_json(folder / "vae" / "config.json")
-    changes: dict[str, Any] = {
-        "known_frames": rules.known_frames or bool(index.get("expand_timesteps", False)),
-        "needs_image": rules.needs_image or index.get("_class_name") in family.get("image_pipelines", ()),
-    }
+    known_frames = rules.known_frames or bool(index.get("expand_timesteps", False))
+    needs_image = str(index.get("_class_name")).endswith("ImageToVideoPipeline") and not known_frames
+    changes: dict[str, Any] = {"known_frames": known_frames, "needs_image": needs_image}
     # The families' VAEs name their factors differently; where they name none, the family's rule is theirs.
     spatial = vae.get("scale_factor_spatial") or vae.get("spatial_compression_ratio")
     temporal = vae.get("scale_factor_temporal") or vae.get("temporal_compression_ratio")

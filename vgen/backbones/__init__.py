@@ -14,10 +14,11 @@ from vgen.sampling.flow import Scheduler
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
+    from vgen.conditioning.frames import GivenImages, ImageCondition
     from vgen.video import Sound
 
 # Family -> the module and class that loads it, imported only when a checkpoint of the family is.
-FAMILIES = {"wan": "vgen.backbones.wan:Wan"}
+FAMILIES = {"wan": "vgen.backbones.wan:Wan", "cogvideox": "vgen.backbones.cogvideox:CogVideoX"}
 
 
 # What one prompt is to a model: a tensor, or several with their masks. Only the backbone that made it looks inside.
@@ -28,8 +29,8 @@ TextCondition: TypeAlias = Any
 class Shot:
     """One video to be made, as far as a model knows it besides its prompt.
 
-    Sizes are in pixels, `fps` in frames per second; `image` uint8 [1, 1, H, W, 3] is what it starts from, if anything.
-    All that is random comes from `generator`, in the order in which the family's stock pipeline draws it.
+    Sizes are in pixels, `fps` in frames per second. All that is random comes from `generator`, in the order in which
+    the family's stock pipeline draws it.
     """
 
     num_frames: int
@@ -37,7 +38,6 @@ class Shot:
     width: int
     fps: float
     generator: Generator
-    image: Tensor | None = None
 
 
 class Backbone(Protocol):
@@ -50,11 +50,14 @@ class Backbone(Protocol):
     checkpoint: Checkpoint
     runtime: Runtime
 
-    def encode_prompt(self, prompts: Sequence[str], shot: Shot) -> list[TextCondition]:
-        """Return what `velocity` takes for each of the prompts, with what else the model is told of the shot.
+    def encode_prompt(self, prompts: Sequence[str], images: GivenImages | None = None) -> list[TextCondition]:
+        """Return what `velocity` takes, for each of the prompts.
 
-        That is the frame rate, or the image where it is a condition; an image that is a known frame is not in it.
+        `images` are given with the prompt that tells of them, and not with a negative one: some text encoders see.
         """
+
+    def encode_images(self, images: GivenImages, shot: Shot) -> ImageCondition:
+        """Return what given images are to the loop and to `velocity`, for a shot of their size."""
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Return the words of a prompt that the tokenizer does not know, each once, in order."""
@@ -77,8 +80,20 @@ class Backbone(Protocol):
         Raises `CheckpointError` where it cannot be stepped from the velocities of a flow.
         """
 
-    def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition, known: Tensor | None = None) -> Tensor:
-        """Return dx/dsigma, float32 as latents; `known` is true where the latents are given and free of noise."""
+    def velocity(
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        text: TextCondition,
+        known: Tensor | None = None,
+        *,
+        shot: Shot,
+        image: Any = None,
+    ) -> Tensor:
+        """Return dx/dsigma, float32 as latents; `known` is true where the latents are given and free of noise.
+
+        `image` is `inputs` of an `ImageCondition`.
+        """
 
     def encode_frames(self, frames: Tensor, generator: Generator | None = None) -> Tensor:
         """Return latents for frames uint8 [B, F, H, W, 3]: their mean, or drawn as the stock pipeline draws them."""

@@ -12,7 +12,8 @@ from vgen.backbones import Shot
 from vgen.backbones.components import decode_or_tile, frames_of, load_component, model_index, pixels_of
 from vgen.backbones.schedulers import FlowScheduler, flow_scheduler
 from vgen.checkpoints import Checkpoint
-from vgen.conditioning.text import clean_prompt
+from vgen.conditioning.frames import GivenImages, ImageCondition, first_frame
+from vgen.conditioning.text import clean_prompt, num_tokens, unknown_words
 from vgen.runtime import Runtime
 
 
@@ -54,7 +55,7 @@ class Wan:
         self.scheduler.set_timesteps(2)
         self._whole_timesteps = not self.scheduler.timesteps.is_floating_point()
 
-    def encode_prompt(self, prompts: Sequence[str], shot: Shot | None = None) -> list[Tensor]:
+    def encode_prompt(self, prompts: Sequence[str], images: GivenImages | None = None) -> list[Tensor]:
         """Return text [1, L, D] per prompt in the transformer's dtype, zero beyond its tokens: Wan attends there."""
         length = self.checkpoint.defaults.max_sequence_length
         tokens = self.tokenizer(
@@ -70,18 +71,18 @@ class Wan:
         text = text.masked_fill(tokens.attention_mask[..., None] == 0, 0)
         return list(text.to(self.transformer.dtype).split(1))
 
+    def encode_images(self, images: GivenImages, shot: Shot) -> ImageCondition:
+        """Return the first image as known latents."""
+        num_latent_frames = self.latent_shape(shot.num_frames, shot.height, shot.width)[1]
+        return ImageCondition(known=first_frame(self.encode_frames(images.first), num_latent_frames))
+
     def unknown_words(self, prompt: str) -> list[str]:
         """Return the words of a prompt that become the tokenizer's unknown token, each once, in order."""
-        prompt = clean_prompt(prompt)
-        unknown = self.tokenizer.unk_token_id
-        tokens = self.tokenizer(prompt, return_offsets_mapping=True, verbose=False)
-        spans = [span for token, span in zip(tokens.input_ids, tokens.offset_mapping, strict=True) if token == unknown]
-        words = (prompt[start:end] for start, end in spans)
-        return list(dict.fromkeys(word for word in words if any(character.isalnum() for character in word)))
+        return unknown_words(self.tokenizer, clean_prompt(prompt))
 
     def num_tokens(self, prompt: str) -> int:
         """Return how many tokens a prompt has, with the end token where the tokenizer adds one."""
-        return len(self.tokenizer(clean_prompt(prompt), verbose=False).input_ids)
+        return num_tokens(self.tokenizer, clean_prompt(prompt))
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Return (C, T, h, w): for 17 frames of 128 x 128 pixels (16, 5, 16, 16)."""
@@ -109,7 +110,16 @@ class Wan:
         self.scheduler.set_timesteps(num_inference_steps)
         return flow_scheduler(self.checkpoint, self.scheduler, shot.generator)
 
-    def velocity(self, latents: Tensor, sigma: Tensor, text: Tensor, known: Tensor | None = None) -> Tensor:
+    def velocity(
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        text: Tensor,
+        known: Tensor | None = None,
+        *,
+        shot: Shot | None = None,
+        image: None = None,
+    ) -> Tensor:
         """Return dx/dsigma, float32 [B, C, T, h, w].
 
         latents [B, C, T, h, w]; sigma []; text [B, L, D]; known bool, broadcast to [B, 1, T, h, w]: where it is true
