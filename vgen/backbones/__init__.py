@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from vgen.video import Sound
 
 # Family -> the module and class that loads it, imported only when a checkpoint of the family is.
-FAMILIES = {"wan": "vgen.backbones.wan:Wan", "cogvideox": "vgen.backbones.cogvideox:CogVideoX"}
+FAMILIES = {
+    "wan": "vgen.backbones.wan:Wan",
+    "cogvideox": "vgen.backbones.cogvideox:CogVideoX",
+    "ltx-video": "vgen.backbones.ltx_video:LTXVideo",
+    "ltx-2": "vgen.backbones.ltx_2:LTX2",
+}
 
 
 # What one prompt is to a model: a tensor, or several with their masks. Only the backbone that made it looks inside.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vgen.checkpoints import Checkpoint
-from vgen.errors import CheckpointError
+from vgen.errors import CheckpointError, UsageError
 
 
 class FlowScheduler:
@@ -54,9 +54,12 @@ def set_shifted_timesteps(
     """Set a flow scheduler to evenly spaced sigmas, shifted by how many tokens a video has.
 
     The shift mu is a line through `base` and `most` = (tokens, shift), each of the four replaced by what the
-    scheduler's configuration says (Esser et al. 2024, arXiv:2403.03206, section 5.3.2).
+    scheduler's configuration says (Esser et al. 2024, arXiv:2403.03206, section 5.3.2). Raises `UsageError` for one
+    step where the last but one sigma is set (`shift_terminal`), as the first one is 1.
     """
     config = scheduler.config
+    if num_inference_steps == 1 and config.get("shift_terminal"):
+        raise UsageError("One step is too few for the schedule of this model.", tip="use --steps 2 or more.")
     base_tokens, base_shift = config.get("base_image_seq_len", base[0]), config.get("base_shift", base[1])
     most_tokens, most_shift = config.get("max_image_seq_len", most[0]), config.get("max_shift", most[1])
     slope = (most_shift - base_shift) / (most_tokens - base_tokens)
