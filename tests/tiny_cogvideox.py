@@ -55,7 +55,7 @@ def build(
         use_learned_positional_embeddings=version == "5b" and image,
     )
     with torch.no_grad():  # out of the zeros that would leave prompts without effect
-        transformer.proj_out.weight.normal_(std=0.3)
+        transformer.proj_out.weight.normal_(std=0.1)
     vae = AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 4,
         up_block_types=("CogVideoXUpBlock3D",) * 4,
