@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgen import files, options
+from vgen.backbones import Shot
 from vgen.conditioning.frames import GivenImages, ImageCondition, fit_image, open_image
 from vgen.errors import VgenError
 from vgen.request import GenerateRequest, Plan
 from vgen.runtime import noise_generator, synchronize
-from vgen.sampling import SAMPLERS
+from vgen.sampling import SAMPLERS, bind
 from vgen.sampling.flow import OnStep
 from vgen.sampling.guidance import classifier_free
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vgen.backbones import Backbone
+    from vgen.video import Sound
 
 # Called when a stage begins, with its name: "encode", "denoise" or "decode".
 OnStage = Callable[[str], None]
@@ -32,7 +34,7 @@ OnStage = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """A finished video, its latents, and the seconds that each stage took.
+    """A finished video, its latents, the seconds that each stage took, and the sound of a model that makes one.
 
     frames uint8 [F, H, W, 3]; latents float32 [1, C, T, h, w] on the CPU.
     """
@@ -40,6 +42,7 @@ class Generation:
     frames: np.ndarray
     latents: Tensor
     timings: dict[str, float]
+    sound: Sound | None = None
 
 
 def generate(
@@ -66,23 +69,25 @@ def generate(
 
     with torch.inference_mode():
         with stages("encode"):
+            shot = _shot(plan)
             images = _given_images(plan, on_warning)
             (text,) = backbone.encode_prompt([plan.prompt], images)
             (negative,) = backbone.encode_prompt([plan.negative_prompt]) if plan.cfg_scale > 1 else (None,)
-            image = ImageCondition() if images is None else backbone.encode_images(images, plan.num_frames)
+            image = ImageCondition() if images is None else backbone.encode_images(images, shot)
 
         with stages("denoise"):
-            shape = (1, *backbone.latent_shape(plan.num_frames, plan.height, plan.width))
-            noise = torch.randn(shape, generator=noise_generator(plan.seed)).to(backbone.runtime.device)
+            noise = backbone.noise(shot)
             known = image.known
             velocity = functools.partial(
                 backbone.velocity,
                 known=None if known is None else known.mask,
+                shot=shot,
                 image=image.inputs,
                 guidance_scale=plan.embedded_guidance_scale,
             )
             flow = classifier_free(velocity, text, negative, _guidance_scale(plan, backbone))
-            sigmas = backbone.sigmas(plan.num_inference_steps)
+            sigmas = backbone.sigmas(plan.num_inference_steps, shot)
+            sampler = bind(sampler, lambda: backbone.native_scheduler(plan.num_inference_steps, shot))
             start = image.start(noise)
             latents = sampler(flow if known is None else known.held(flow), start, sigmas, on_step=on_step)
             latents = latents if known is None else known.hold(latents)
@@ -95,19 +100,30 @@ def generate(
         if save_latents is not None:
             save_latents(latents.cpu())
         with stages("decode"):
-            frames = backbone.decode(latents)[0].cpu().numpy()
-    return Generation(frames=frames, latents=latents.cpu(), timings=stages.timings)
+            frames = backbone.decode(latents, shot)[0].cpu().numpy()
+            sound = backbone.decode_sound(latents, shot)
+    return Generation(frames=frames, latents=latents.cpu(), timings=stages.timings, sound=sound)
 
 
 def decode_latents(path: Path, backbone: Backbone, *, on_stage: OnStage | None = None) -> Generation:
     """Return the video of a latents file that `save_latents` wrote; `timings` has "decode" only."""
     import torch
 
-    latents, _ = load_latents(path)
+    latents, request = load_latents(path)
+    defaults = backbone.checkpoint.defaults
+    shot = Shot(
+        num_frames=request.num_frames or defaults.num_frames,
+        height=request.height or defaults.height,
+        width=request.width or defaults.width,
+        fps=request.fps or defaults.fps,
+        generator=noise_generator(request.seed or 0),
+    )
     stages = _Stages(backbone, on_stage)
     with torch.inference_mode(), stages("decode"):
-        frames = backbone.decode(latents.to(backbone.runtime.device))[0].cpu().numpy()
-    return Generation(frames=frames, latents=latents, timings=stages.timings)
+        on_device = latents.to(backbone.runtime.device)
+        frames = backbone.decode(on_device, shot)[0].cpu().numpy()
+        sound = backbone.decode_sound(on_device, shot)
+    return Generation(frames=frames, latents=latents, timings=stages.timings, sound=sound)
 
 
 def save_latents(path: Path, latents: Tensor, plan: Plan) -> None:
@@ -162,6 +178,16 @@ class _Stages:
         yield
         synchronize(self.backbone.runtime)
         self.timings[name] = time.perf_counter() - start
+
+
+def _shot(plan: Plan) -> Shot:
+    return Shot(
+        num_frames=plan.num_frames,
+        height=plan.height,
+        width=plan.width,
+        fps=plan.fps,
+        generator=noise_generator(plan.seed),
+    )
 
 
 def _given_images(plan: Plan, on_warning: Callable[[str], None]) -> GivenImages | None:

@@ -55,7 +55,8 @@ class Rules:
     `max_frames`; `known_frames` says whether frames can be given (a first image), which needs per-token timesteps.
     `needs_image` is true of a model that only continues an image, `last_image` of one that can also end with one.
     `two_transformers` share the noise levels and may have a guidance scale each; with `embedded_guidance` the guidance
-    scale is an input of the model.
+    scale is an input of the model. `only_size` (width, height) is the one size that a model takes whose positions are
+    learned.
     """
 
     size_multiple: int
@@ -67,6 +68,7 @@ class Rules:
     last_image: bool = False
     two_transformers: bool = False
     embedded_guidance: bool = False
+    only_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,14 +273,21 @@ def _rules(folder: Path, index: Mapping[str, Any], rules: Rules) -> Rules:
     """Replace the family's rules by what the configurations of the VAE and the transformer say."""
     transformer = _read_json(folder / "transformer" / "config.json")
     vae = _read_json(folder / "vae" / "config.json")
-    spatial = vae.get("scale_factor_spatial", vae.get("spatial_compression_ratio", 8))
-    frame_multiple = vae.get("scale_factor_temporal", vae.get("temporal_compression_ratio", 4))
+    # The families' VAEs name their factors differently; where they name none, the family's rule is theirs.
+    spatial = vae.get("scale_factor_spatial") or vae.get("spatial_compression_ratio")
+    temporal = vae.get("scale_factor_temporal") or vae.get("temporal_compression_ratio")
     patch_size = transformer.get("patch_size", (1, 2, 2))
-    size_multiple = spatial * (patch_size if isinstance(patch_size, int) else max(patch_size[1:]))
+    patch = patch_size if isinstance(patch_size, int) else max(patch_size[1:])
+    size_multiple = spatial * patch if spatial else rules.size_multiple
+    frame_multiple = temporal or rules.frame_multiple
     max_size, max_frames = rules.max_size // size_multiple * size_multiple, rules.max_frames
     if positions := transformer.get("rope_max_seq_len"):
         max_size, max_frames = size_multiple * positions, frame_multiple * (positions - 1) + 1
-    known_frames = bool(index.get("expand_timesteps", False))
+    only_size = rules.only_size
+    if transformer.get("use_learned_positional_embeddings"):
+        side = size_multiple // patch
+        only_size = (transformer["sample_width"] * side, transformer["sample_height"] * side)
+    known_frames = rules.known_frames or bool(index.get("expand_timesteps", False))
     needs_image = str(index.get("_class_name")).endswith("ImageToVideoPipeline") and not known_frames
     # An image encoder sees two images only where its transformer has places for both.
     sees_two = transformer.get("image_dim") is None or transformer.get("pos_embed_seq_len") is not None
@@ -288,6 +297,7 @@ def _rules(folder: Path, index: Mapping[str, Any], rules: Rules) -> Rules:
         frame_multiple=frame_multiple,
         max_size=max_size,
         max_frames=max_frames,
+        only_size=only_size,
         known_frames=known_frames,
         needs_image=needs_image,
         last_image=rules.last_image and needs_image and sees_two,

@@ -127,6 +127,12 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
     options.parse(sampler, SAMPLERS, what="sampler")
     runtime.check_names(request.device, request.dtype)
     _check_images(request, checkpoint)
+    width, height = _given(request.width, defaults.width), _given(request.height, defaults.height)
+    if rules.only_size not in (None, (width, height)):
+        raise UsageError(
+            f"A size of {width}x{height} is not legal: this model has learned one size only.",
+            tip="use --width {} --height {}.".format(*rules.only_size or ()),
+        )
     return Plan(
         prompt=request.prompt,
         negative_prompt=_given(request.negative_prompt, defaults.negative_prompt),
@@ -136,8 +142,8 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
         guidance_scale=_guidance_scale(_given(request.guidance_scale, defaults.guidance_scale)),
         guidance_scale_2=_guidance_scale_2(request.guidance_scale_2, checkpoint),
         true_cfg_scale=_true_cfg_scale(request.true_cfg_scale, checkpoint),
-        width=_size("width", _given(request.width, defaults.width), rules),
-        height=_size("height", _given(request.height, defaults.height), rules),
+        width=_size("width", width, rules),
+        height=_size("height", height, rules),
         num_frames=_num_frames(request, fps, checkpoint, notes),
         fps=fps,
         sampler=sampler,

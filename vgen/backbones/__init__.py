@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from vgen.checkpoints import Checkpoint, fetch, verify
 from vgen.runtime import Runtime
+from vgen.sampling.flow import Scheduler
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Generator, Tensor, nn
 
     from vgen.conditioning.frames import GivenImages, ImageCondition
+    from vgen.video import Sound
 
 # Family -> the module and class that loads it, imported only when a checkpoint of the family is.
 FAMILIES = {
     "wan": "vgen.backbones.wan:Wan",
     "hunyuan-video": "vgen.backbones.hunyuan_video:HunyuanVideo",
     "hunyuan-video-1.5": "vgen.backbones.hunyuan_video_15:HunyuanVideo15",
+    "cogvideox": "vgen.backbones.cogvideox:CogVideoX",
+    "ltx-video": "vgen.backbones.ltx_video:LTXVideo",
+    "ltx-2": "vgen.backbones.ltx_2:LTX2",
 }
 
 
@@ -26,8 +32,27 @@ FAMILIES = {
 TextCondition: TypeAlias = Any
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """One video to be made, as far as a model knows it besides its prompt.
+
+    Sizes are in pixels, `fps` in frames per second. All that is random comes from `generator`, in the order in which
+    the family's stock pipeline draws it.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+    generator: Generator
+
+
 class Backbone(Protocol):
-    """A loaded checkpoint. Latents are float32 [B, C, T, h, w] on the runtime's device."""
+    """A loaded checkpoint. Latents are float32 [B, C, T, h, w] on the runtime's device.
+
+    A model of more than frames packs the rest into the same tensor, behind the frames in T, so that samplers, guidance
+    and known frames are the same for all; only the backbone takes them apart.
+    """
 
     checkpoint: Checkpoint
     runtime: Runtime
@@ -38,8 +63,8 @@ class Backbone(Protocol):
         `images` are given with the prompt that tells of them, and not with a negative one: some text encoders see.
         """
 
-    def encode_images(self, images: GivenImages, num_frames: int) -> ImageCondition:
-        """Return what given images are to the loop and to `velocity`, for a video of `num_frames` of their size."""
+    def encode_images(self, images: GivenImages, shot: Shot) -> ImageCondition:
+        """Return what given images are to the loop and to `velocity`, for a shot of their size."""
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Return the words of a prompt that the tokenizer does not know, each once, in order."""
@@ -50,8 +75,17 @@ class Backbone(Protocol):
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Return (C, T, h, w) for a video of frames and pixels."""
 
-    def sigmas(self, num_inference_steps: int) -> Tensor:
-        """Return the checkpoint's own schedule, float32 [N + 1], from noise to 0."""
+    def noise(self, shot: Shot) -> Tensor:
+        """Return the latents [1, C, T, h, w] that a shot starts from."""
+
+    def sigmas(self, num_inference_steps: int, shot: Shot) -> Tensor:
+        """Return the checkpoint's own schedule for a shot, float32 [N + 1], from noise to 0."""
+
+    def native_scheduler(self, num_inference_steps: int, shot: Shot) -> Scheduler:
+        """Return the checkpoint's own scheduler for `sigmas`, which serves one video.
+
+        Raises `CheckpointError` where it cannot be stepped from the velocities of a flow.
+        """
 
     def velocity(
         self,
@@ -60,6 +94,7 @@ class Backbone(Protocol):
         text: TextCondition,
         known: Tensor | None = None,
         *,
+        shot: Shot,
         image: Any = None,
         guidance_scale: float | None = None,
     ) -> Tensor:
@@ -72,11 +107,14 @@ class Backbone(Protocol):
     def is_below_boundary(self, sigma: Tensor) -> bool:
         """Return whether a checkpoint's second transformer runs at a sigma; asked only where there are two."""
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Return latents for frames uint8 [B, F, H, W, 3]."""
+    def encode_frames(self, frames: Tensor, generator: Generator | None = None) -> Tensor:
+        """Return latents for frames uint8 [B, F, H, W, 3]: their mean, or drawn as the stock pipeline draws them."""
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return frames uint8 [B, F, H, W, 3] for latents."""
+    def decode(self, latents: Tensor, shot: Shot) -> Tensor:
+        """Return frames uint8 [B, F, H, W, 3] for latents of a shot."""
+
+    def decode_sound(self, latents: Tensor, shot: Shot) -> Sound | None:
+        """Return the sound track of one video's latents; None from a model that makes none."""
 
     def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return (T, H, W), the video's tokens in self-attention, of which W are neighbours in the sequence."""

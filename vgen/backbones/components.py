@@ -55,7 +55,9 @@ def load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any
     tip = "check that the folder is complete and made by a diffusers that is not newer than this one."
     try:
         library, class_name = entry
-        component = getattr(importlib.import_module(library), class_name)
+        # Besides the two libraries there are the folders of diffusers' pipelines, for classes of one family alone.
+        module = library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
+        component = getattr(importlib.import_module(module), class_name)
         folder = checkpoint.folder / name
         if not options:
             return component.from_pretrained(folder, local_files_only=True)
@@ -74,11 +76,6 @@ def load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any
     return model.eval()
 
 
-def encodable(prompt: str) -> str:
-    """Return a prompt with a question mark for what UTF-8 cannot hold, on which tokenizers fail."""
-    return prompt.encode("utf-8", "replace").decode("utf-8")
-
-
 def pixels_of(frames: Tensor) -> Tensor:
     """Return frames uint8 [B, F, H, W, 3] as pixels float32 [B, 3, F, H, W] from -1 to 1."""
     return frames.permute(0, 4, 1, 2, 3).float() / 255 * 2 - 1
@@ -89,16 +86,19 @@ def frames_of(pixels: Tensor) -> Tensor:
     return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
 
 
-def decode_or_tile(vae: Any, latents: Tensor) -> Tensor:
-    """Return the pixels [B, 3, F, H, W] of a VAE's own latents; in tiles where memory does not suffice."""
+def decode_or_tile(vae: Any, latents: Tensor, *inputs: Any) -> Tensor:
+    """Return the pixels [B, 3, F, H, W] of a VAE's own latents; in tiles where memory does not suffice.
+
+    `inputs` are what else its decoder takes.
+    """
     pixels: Tensor
     try:
-        pixels = vae.decode(latents, return_dict=False)[0]
+        pixels = vae.decode(latents, *inputs, return_dict=False)[0]
     except torch.OutOfMemoryError:
         logger.warning("Not enough memory to decode in one piece: decoding in tiles.")
         if hasattr(vae, "clear_cache"):
             vae.clear_cache()
         torch.cuda.empty_cache()
         vae.enable_tiling()
-        pixels = vae.decode(latents, return_dict=False)[0]
+        pixels = vae.decode(latents, *inputs, return_dict=False)[0]
     return pixels

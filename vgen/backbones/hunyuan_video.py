@@ -9,18 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vgen.backbones import Shot
 from vgen.backbones.components import (
     component_config,
     decode_or_tile,
-    encodable,
     frames_of,
     load_component,
     model_index,
     pixels_of,
 )
 from vgen.backbones.hunyuan_video_text import IMAGE_TOKENS, HunyuanText, PromptEncoder, SeeingPromptEncoder
+from vgen.backbones.schedulers import FlowScheduler, flow_scheduler
 from vgen.checkpoints import Checkpoint
 from vgen.conditioning.frames import GivenImages, ImageCondition, first_frame
+from vgen.conditioning.text import encodable
 from vgen.runtime import Runtime
 
 # Every how many image tokens one is read, by how the model takes its image.
@@ -72,11 +74,11 @@ class HunyuanVideo:
         encoder = self._prompt_encoder(images)
         return [self._encode_prompt(encoder, encodable(prompt)) for prompt in prompts]
 
-    def encode_images(self, images: GivenImages, num_frames: int) -> ImageCondition:
+    def encode_images(self, images: GivenImages, shot: Shot) -> ImageCondition:
         """Return the first frame as known latents or as channels, and the start that leans on it."""
         assert self.image_condition_type is not None, "a plan with an image was checked against the checkpoint"
         first = self.encode_frames(images.first)
-        _, latent_frames, _, _ = self.latent_shape(num_frames, *images.first.shape[2:4])
+        _, latent_frames, _, _ = self.latent_shape(shot.num_frames, shot.height, shot.width)
 
         def start(noise: Tensor) -> Tensor:
             return noise * START_NOISE + first * (1 - START_NOISE)
@@ -107,11 +109,21 @@ class HunyuanVideo:
             width // vae.spatial_compression_ratio,
         )
 
-    def sigmas(self, num_inference_steps: int) -> Tensor:
+    def noise(self, shot: Shot) -> Tensor:
+        """Return noise float32 [1, C, T, h, w]."""
+        shape = (1, *self.latent_shape(shot.num_frames, shot.height, shot.width))
+        return torch.randn(shape, generator=shot.generator).to(self.runtime.device)
+
+    def sigmas(self, num_inference_steps: int, shot: Shot) -> Tensor:
         """Return the scheduler's sigmas of a straight line from 1, float32 [N + 1] on the CPU, falling to 0."""
-        self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1])
+        self._set_timesteps(num_inference_steps)
         sigmas: Tensor = self.scheduler.sigmas
         return sigmas.float().cpu()
+
+    def native_scheduler(self, num_inference_steps: int, shot: Shot) -> FlowScheduler:
+        """Return the scheduler itself, in every published checkpoint Euler's."""
+        self._set_timesteps(num_inference_steps)
+        return flow_scheduler(self.checkpoint, self.scheduler, shot.generator)
 
     def velocity(
         self,
@@ -120,6 +132,7 @@ class HunyuanVideo:
         text: HunyuanText,
         known: Tensor | None = None,
         *,
+        shot: Shot | None = None,
         image: Tensor | None = None,
         guidance_scale: float | None = None,
     ) -> Tensor:
@@ -151,17 +164,20 @@ class HunyuanVideo:
         """Return False: there is one transformer."""
         return False
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
+    def encode_frames(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the mean latents [B, C, T, h, w] of frames uint8 [B, F, H, W, 3], scaled."""
         pixels = pixels_of(frames.to(self.runtime.device))
         latents: Tensor = self.vae.encode(pixels, return_dict=False)[0].mode() * self.vae.config.scaling_factor
         return latents
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, shot: Shot | None = None) -> Tensor:
         """Return frames uint8 [B, F, H, W, 3] of latents [B, C, T, h, w]; in tiles where memory does not suffice."""
         pixels = decode_or_tile(self.vae, latents.to(self.vae.dtype) / self.vae.config.scaling_factor)
         before = self.vae.config.temporal_compression_ratio if self.image_condition_type == "latent_concat" else 0
         return frames_of(pixels[:, :, before:])
+
+    def decode_sound(self, latents: Tensor, shot: Shot | None = None) -> None:
+        """Return None: HunyuanVideo is silent."""
 
     def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return (T, H, W): for 129 frames of 720 x 1280 pixels (33, 45, 80)."""
@@ -187,6 +203,9 @@ class HunyuanVideo:
     def attention_slots(self) -> list[nn.Module]:
         """Return the joint attention of video and text in each of `blocks`."""
         return [block.get_submodule("attn") for block in self.blocks()]
+
+    def _set_timesteps(self, num_inference_steps: int) -> None:
+        self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1])
 
     def _prompt_encoder(self, images: GivenImages | None) -> PromptEncoder | SeeingPromptEncoder:
         length = self.checkpoint.defaults.max_sequence_length

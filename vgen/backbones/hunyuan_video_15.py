@@ -11,16 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vgen.backbones import Shot
 from vgen.backbones.components import (
     decode_or_tile,
-    encodable,
     frames_of,
     load_component,
     model_index,
     pixels_of,
 )
+from vgen.backbones.schedulers import FlowScheduler, flow_scheduler
 from vgen.checkpoints import Checkpoint
 from vgen.conditioning.frames import GivenImages, ImageCondition
+from vgen.conditioning.text import encodable
 from vgen.runtime import Runtime
 
 # What the model was trained with, to the space; and how many tokens of the conversation come before the prompt.
@@ -109,12 +111,12 @@ class HunyuanVideo15:
         """Return text per prompt in the transformer's dtype."""
         return [self._encode_prompt(encodable(prompt)) for prompt in prompts]
 
-    def encode_images(self, images: GivenImages, num_frames: int) -> ImageCondition:
+    def encode_images(self, images: GivenImages, shot: Shot) -> ImageCondition:
         """Return the first frame as channels beside the latents and as embeddings."""
         assert self.image_encoder is not None, "a plan with an image was checked against the checkpoint"
         first = self.encode_frames(images.first)
         given = torch.cat([first, torch.ones_like(first[:, :1])], dim=1)
-        _, latent_frames, _, _ = self.latent_shape(num_frames, *images.first.shape[2:4])
+        _, latent_frames, _, _ = self.latent_shape(shot.num_frames, shot.height, shot.width)
         channels = given.new_zeros(*given.shape[:2], latent_frames, *given.shape[3:])
         channels[:, :, :1] = given
         picture = images.first[0, 0].cpu().numpy()
@@ -140,11 +142,21 @@ class HunyuanVideo15:
             width // vae.spatial_compression_ratio,
         )
 
-    def sigmas(self, num_inference_steps: int) -> Tensor:
+    def noise(self, shot: Shot) -> Tensor:
+        """Return noise float32 [1, C, T, h, w]."""
+        shape = (1, *self.latent_shape(shot.num_frames, shot.height, shot.width))
+        return torch.randn(shape, generator=shot.generator).to(self.runtime.device)
+
+    def sigmas(self, num_inference_steps: int, shot: Shot) -> Tensor:
         """Return the scheduler's sigmas of a straight line from 1, float32 [N + 1] on the CPU, falling to 0."""
-        self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1])
+        self._set_timesteps(num_inference_steps)
         sigmas: Tensor = self.scheduler.sigmas
         return sigmas.float().cpu()
+
+    def native_scheduler(self, num_inference_steps: int, shot: Shot) -> FlowScheduler:
+        """Return the scheduler itself, in every published checkpoint Euler's."""
+        self._set_timesteps(num_inference_steps)
+        return flow_scheduler(self.checkpoint, self.scheduler, shot.generator)
 
     def velocity(
         self,
@@ -153,6 +165,7 @@ class HunyuanVideo15:
         text: HunyuanText15,
         known: Tensor | None = None,
         *,
+        shot: Shot | None = None,
         image: HunyuanImageInputs15 | None = None,
         guidance_scale: float | None = None,
     ) -> Tensor:
@@ -188,15 +201,18 @@ class HunyuanVideo15:
         """Return False: there is one transformer."""
         return False
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
+    def encode_frames(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the mean latents [B, C, T, h, w] of frames uint8 [B, F, H, W, 3], scaled."""
         pixels = pixels_of(frames.to(self.runtime.device))
         latents: Tensor = self.vae.encode(pixels, return_dict=False)[0].mode() * self.vae.config.scaling_factor
         return latents
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, shot: Shot | None = None) -> Tensor:
         """Return frames uint8 [B, F, H, W, 3] of latents [B, C, T, h, w]; in tiles where memory does not suffice."""
         return frames_of(decode_or_tile(self.vae, latents.to(self.vae.dtype) / self.vae.config.scaling_factor))
+
+    def decode_sound(self, latents: Tensor, shot: Shot | None = None) -> None:
+        """Return None: HunyuanVideo is silent."""
 
     def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return (T, H, W): for 121 frames of 480 x 848 pixels (31, 30, 53)."""
@@ -223,6 +239,9 @@ class HunyuanVideo15:
     def attention_slots(self) -> list[nn.Module]:
         """Return the joint attention of video and text in each of `blocks`."""
         return [block.get_submodule("attn") for block in self.blocks()]
+
+    def _set_timesteps(self, num_inference_steps: int) -> None:
+        self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1])
 
     def _timestep(self, sigma: Tensor, batch: int) -> Tensor:
         timestep: Tensor = (sigma * self.scheduler.config.num_train_timesteps).to(self.runtime.device)

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vgen.backbones import Shot
 from vgen.backbones.components import decode_or_tile, frames_of, load_component, model_index, pixels_of
+from vgen.backbones.schedulers import FlowScheduler, flow_scheduler
 from vgen.backbones.wan_image import WanImageInputs, given_channels, grey_video
 from vgen.checkpoints import Checkpoint
 from vgen.conditioning.frames import GivenImages, ImageCondition, first_frame
-from vgen.conditioning.text import clean_prompt
+from vgen.conditioning.text import clean_prompt, num_tokens, unknown_words
 from vgen.runtime import Runtime
 
 
@@ -78,30 +80,23 @@ class Wan:
         text = text.masked_fill(tokens.attention_mask[..., None] == 0, 0)
         return list(text.to(self.transformer.dtype).split(1))
 
-    def encode_images(self, images: GivenImages, num_frames: int) -> ImageCondition:
+    def encode_images(self, images: GivenImages, shot: Shot) -> ImageCondition:
         """Return known latents for a model with a timestep per token, and inputs of `velocity` for any other."""
         if self.expand_timesteps:
-            frames_per_latent = self.vae.config.scale_factor_temporal
-            return ImageCondition(
-                known=first_frame(self.encode_frames(images.first), (num_frames - 1) // frames_per_latent + 1)
-            )
-        latents = self._encode(grey_video(images, num_frames).to(self.runtime.device))
-        given = given_channels(images, num_frames, latents, self.vae.config.scale_factor_temporal)
+            num_latent_frames = self.latent_shape(shot.num_frames, shot.height, shot.width)[1]
+            return ImageCondition(known=first_frame(self.encode_frames(images.first), num_latent_frames))
+        latents = self._encode(grey_video(images, shot.num_frames).to(self.runtime.device))
+        given = given_channels(images, shot.num_frames, latents, self.vae.config.scale_factor_temporal)
         inputs = WanImageInputs(channels=torch.cat([given, latents], dim=1), embeddings=self._embed(images))
         return ImageCondition(inputs=inputs)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Return the words of a prompt that become the tokenizer's unknown token, each once, in order."""
-        prompt = clean_prompt(prompt)
-        unknown = self.tokenizer.unk_token_id
-        tokens = self.tokenizer(prompt, return_offsets_mapping=True, verbose=False)
-        spans = [span for token, span in zip(tokens.input_ids, tokens.offset_mapping, strict=True) if token == unknown]
-        words = (prompt[start:end] for start, end in spans)
-        return list(dict.fromkeys(word for word in words if any(character.isalnum() for character in word)))
+        return unknown_words(self.tokenizer, clean_prompt(prompt))
 
     def num_tokens(self, prompt: str) -> int:
         """Return how many tokens a prompt has, with the end token where the tokenizer adds one."""
-        return len(self.tokenizer(clean_prompt(prompt), verbose=False).input_ids)
+        return num_tokens(self.tokenizer, clean_prompt(prompt))
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Return (C, T, h, w): for 17 frames of 128 x 128 pixels (16, 5, 16, 16)."""
@@ -113,11 +108,21 @@ class Wan:
             width // vae.scale_factor_spatial,
         )
 
-    def sigmas(self, num_inference_steps: int) -> Tensor:
+    def noise(self, shot: Shot) -> Tensor:
+        """Return noise float32 [1, C, T, h, w]."""
+        shape = (1, *self.latent_shape(shot.num_frames, shot.height, shot.width))
+        return torch.randn(shape, generator=shot.generator).to(self.runtime.device)
+
+    def sigmas(self, num_inference_steps: int, shot: Shot | None = None) -> Tensor:
         """Return the scheduler's own sigmas, float32 [N + 1] on the CPU, falling to 0."""
         self.scheduler.set_timesteps(num_inference_steps)
         sigmas: Tensor = self.scheduler.sigmas
         return sigmas.float().cpu()
+
+    def native_scheduler(self, num_inference_steps: int, shot: Shot) -> FlowScheduler:
+        """Return the scheduler itself, often UniPC."""
+        self.scheduler.set_timesteps(num_inference_steps)
+        return flow_scheduler(self.checkpoint, self.scheduler, shot.generator)
 
     def velocity(
         self,
@@ -126,6 +131,7 @@ class Wan:
         text: Tensor,
         known: Tensor | None = None,
         *,
+        shot: Shot | None = None,
         image: WanImageInputs | None = None,
         guidance_scale: float | None = None,
     ) -> Tensor:
@@ -165,14 +171,17 @@ class Wan:
             return False
         return bool(self._timestep(sigma) < self.boundary_ratio * self.scheduler.config.num_train_timesteps)
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
+    def encode_frames(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the mean latents [B, C, T, h, w] of frames uint8 [B, F, H, W, 3], normalised per channel."""
         return self._encode(pixels_of(frames.to(self.runtime.device)))
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, shot: Shot | None = None) -> Tensor:
         """Return frames uint8 [B, F, H, W, 3] of latents [B, C, T, h, w]; in tiles where memory does not suffice."""
         latents = (latents / self._latents_scale + self._latents_mean).to(self.vae.dtype)
         return frames_of(decode_or_tile(self.vae, latents))
+
+    def decode_sound(self, latents: Tensor, shot: Shot | None = None) -> None:
+        """Return None: Wan is silent."""
 
     def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return (T, H, W): for 17 frames of 128 x 128 pixels (5, 8, 8)."""
