@@ -11,7 +11,7 @@ from torch import nn
 from vgen import backbones
 from vgen.checkpoints import resolve
 from vgen.request import GenerateRequest, Plan, plan
-from vgen.runtime import choose
+from vgen.runtime import choose, noise_generator
 
 TOLERANCE = 1e-5
 
@@ -22,6 +22,10 @@ def loaded(folder: Path, dtype: str = "float32", *, decode_only: bool = False) -
 
 def planned(folder: Path, prompt: str, **values: Any) -> Plan:
     return plan(GenerateRequest(model=str(folder), prompt=prompt, **values), resolve(str(folder)))
+
+
+def shot_of(num_frames: int, height: int, width: int) -> backbones.Shot:
+    return backbones.Shot(num_frames=num_frames, height=height, width=width, fps=8, generator=noise_generator(7))
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -158,7 +158,7 @@ def test_unknown_words_are_named(built: Any) -> None:
 def test_requests_that_the_model_cannot_take_are_refused(built: Any, tmp_path: Path) -> None:
     Image.new("RGB", (64, 48)).save(tmp_path / "first.png")
     for folder, values, message in (
-        (built("5b", image=True), NATIVE, "starts from an image"),
+        (built("5b", image=True), NATIVE, "makes videos from a first image"),
         (built("5b", image=True), {**SIZE, "image": tmp_path / "first.png"}, "one size only"),
         (built("5b"), {**SIZE, "image": tmp_path / "first.png"}, "cannot start from an image"),
     ):

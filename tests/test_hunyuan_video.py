@@ -10,7 +10,17 @@ from diffusers import DiffusionPipeline, HunyuanVideoTransformer3DModel
 from PIL import Image
 
 from tests import tiny_hunyuan_video
-from tests.parity import TOLERANCE, Lengths, difference, loaded, num_parameters, on_meta, planned, reinstall
+from tests.parity import (
+    TOLERANCE,
+    Lengths,
+    difference,
+    loaded,
+    num_parameters,
+    on_meta,
+    planned,
+    reinstall,
+    shot_of,
+)
 from vgen.backbones.hunyuan_video import HunyuanVideo
 from vgen.checkpoints import resolve
 from vgen.conditioning.frames import GivenImages
@@ -143,7 +153,7 @@ def test_the_grid_and_the_slots_are_what_the_model_sees(
     assert (frames, rows, columns) == (4 if kind == CONCAT else 3, 2, 3)
     with torch.no_grad():
         (text,) = backbone.encode_prompt([PROMPT], images)
-        image = backbone.encode_images(images, 9).inputs if images else None
+        image = backbone.encode_images(images, shot_of(9, 32, 48)).inputs if images else None
         lengths = [Lengths(slot) for slot in backbone.attention_slots()]
         before = backbone.velocity(latents, SIGMA, text, image=image, guidance_scale=6.0)
         expected = [(frames * rows * columns, backbone.num_text_tokens())]

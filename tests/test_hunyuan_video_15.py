@@ -10,7 +10,17 @@ from diffusers import DiffusionPipeline, HunyuanVideo15Transformer3DModel
 from PIL import Image
 
 from tests import tiny_hunyuan_video_15
-from tests.parity import TOLERANCE, Lengths, difference, loaded, num_parameters, on_meta, planned, reinstall
+from tests.parity import (
+    TOLERANCE,
+    Lengths,
+    difference,
+    loaded,
+    num_parameters,
+    on_meta,
+    planned,
+    reinstall,
+    shot_of,
+)
 from vgen.backbones.hunyuan_video_15 import HunyuanVideo15, glyph_text
 from vgen.checkpoints import resolve
 from vgen.conditioning.frames import GivenImages
@@ -99,13 +109,13 @@ def test_the_grid_and_the_slots_are_what_the_model_sees(
     latents = torch.randn(1, *backbone.latent_shape(5, 64, 64), generator=noise_generator(0))
     grid = backbone.token_grid(5, 64, 64)
     assert grid == (2, 4, 4)
-    backbone.sigmas(2)
+    backbone.sigmas(2, shot_of(5, 64, 64))
     with torch.no_grad():
         (said,) = backbone.encode_prompt([PROMPT])
         given = None
         if kind == "image":
             frame = torch.tensor(np.asarray(Image.open(picture)))[None, None]
-            given = backbone.encode_images(GivenImages(first=frame), 5).inputs
+            given = backbone.encode_images(GivenImages(first=frame), shot_of(5, 64, 64)).inputs
         lengths = [Lengths(slot) for slot in backbone.attention_slots()]
         before = backbone.velocity(latents, SIGMA, said, image=given)
         assert [look.seen for look in lengths] == [[(2 * 4 * 4, backbone.num_text_tokens())]] * len(lengths)

@@ -12,7 +12,7 @@ from diffusers.pipelines.wan import pipeline_wan, pipeline_wan_i2v
 from PIL import Image
 
 from tests import tiny_wan_image
-from tests.parity import TOLERANCE, difference, loaded, num_parameters, on_meta, planned
+from tests.parity import TOLERANCE, difference, loaded, num_parameters, on_meta, planned, shot_of
 from vgen import manifest
 from vgen.backbones.wan import Wan
 from vgen.conditioning.frames import GivenImages
@@ -114,7 +114,7 @@ def test_the_second_transformer_runs_where_the_noise_is_below_the_boundary(wan22
     text = backbone.encode_prompt([""])[0]
     frame = torch.zeros(1, 1, 32, 48, 3, dtype=torch.uint8)
     with torch.no_grad():
-        image = backbone.encode_images(GivenImages(first=frame), 9).inputs
+        image = backbone.encode_images(GivenImages(first=frame), shot_of(9, 32, 48)).inputs
         for sigma in (1.0, 0.8, 0.79, 0.1):
             backbone.velocity(torch.zeros(1, 16, 3, 4, 6), torch.tensor(sigma), text.detach(), image=image)
     assert runs == [1, 1, 2, 2]
