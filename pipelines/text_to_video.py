@@ -87,9 +87,9 @@ def generate(
             )
             flow = classifier_free(velocity, text, negative, _guidance_scale(plan, backbone))
             sigmas = backbone.sigmas(plan.num_inference_steps, shot)
-            sampler = bind(sampler, lambda: backbone.native_scheduler(plan.num_inference_steps, shot))
+            solve = bind(sampler, lambda: backbone.native_scheduler(plan.num_inference_steps, shot))
             start = image.start(noise)
-            latents = sampler(flow if known is None else known.held(flow), start, sigmas, on_step=on_step)
+            latents = solve(flow if known is None else known.held(flow), start, sigmas, on_step=on_step)
             latents = latents if known is None else known.hold(latents)
 
         if not bool(latents.isfinite().all()):

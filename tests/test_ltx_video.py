@@ -129,9 +129,9 @@ def test_tokens_are_unpacked_to_what_was_packed() -> None:
 
 
 # 28 layers of 32 heads of 64 with a T5-XXL of 4096 channels: LTXVideoTransformer3DModel's own defaults are the
-# configuration of Lightricks/LTX-Video 0.9 (diffusers' conversion script passes none). The paper says "1.9B"
-# (arXiv:2501.00103, section 2).
-def test_the_real_configuration_has_the_published_size() -> None:
+# configuration of Lightricks/LTX-Video 0.9 (diffusers' scripts/convert_ltx_to_diffusers.py). Its files are named
+# "ltxv-2b" (README of Lightricks/LTX-Video); this is the count of the class, to notice when it changes.
+def test_the_real_configuration_has_its_size() -> None:
     backbone = LTXVideo.__new__(LTXVideo)
     backbone.transformer = on_meta(LTXVideoTransformer3DModel)
     assert num_parameters(backbone.transformer) == pytest.approx(1.92e9, rel=0.02)

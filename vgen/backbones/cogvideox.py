@@ -160,7 +160,8 @@ class CogVideoX:
         """Return latents [B, C, T, h, w] of frames uint8 [B, F, H, W, 3], drawn from the VAE's posterior."""
         posterior = self.vae.encode(pixels_of(frames.to(self.runtime.device)), return_dict=False)[0]
         latents: Tensor = posterior.mode() if generator is None else posterior.sample(generator)
-        return latents.float() * self.vae.config.scaling_factor
+        scaled: Tensor = latents.float() * self.vae.config.scaling_factor
+        return scaled
 
     def decode(self, latents: Tensor, shot: Shot) -> Tensor:
         """Return frames uint8 [B, F, H, W, 3] of latents [B, C, T, h, w]; in tiles where memory does not suffice."""
@@ -255,7 +256,8 @@ class NativeScheduler:
             x, self._data = self._scheduler.step(v, self._data, timesteps[i], last, x, **self._options)
         else:
             x = self._scheduler.step(v, timesteps[i], x, **self._options, return_dict=False)[0]
-        return x.movedim(1, 2) / (next_alpha + next_beta)
+        stepped: Tensor = x.movedim(1, 2) / (next_alpha + next_beta)
+        return stepped
 
 
 def _sigma(square: Tensor) -> Tensor:

@@ -215,7 +215,7 @@ class LTX2:
         _, audio = self._split(latents, shot)
         channels, _, bins = self._audio_shape(shot)
         audio = audio * self.audio_vae.latents_std + self.audio_vae.latents_mean
-        audio = audio.unflatten(2, (channels, bins)).transpose(1, 2)  # [1, L, C * M] -> [1, C, L, M]
+        audio = audio.view(1, -1, channels, bins).transpose(1, 2)  # [1, L, C * M] -> [1, C, L, M]
         spectrogram = self.audio_vae.decode(audio.to(self.audio_vae.dtype), return_dict=False)[0]
         waveform = self.vocoder(spectrogram)[0].float().clamp(-1, 1).cpu().numpy()
         return Sound(waveform=waveform, sampling_rate=self.vocoder.config.output_sampling_rate)
@@ -278,4 +278,4 @@ class LTX2:
         num_frames = self._num_latent_frames(shot)
         channels, length, bins = self._audio_shape(shot)
         numbers = latents[:, :, num_frames:].movedim(2, 1).flatten(1)[:, : channels * length * bins]
-        return latents[:, :, :num_frames], numbers.unflatten(1, (length, channels * bins))
+        return latents[:, :, :num_frames], numbers.view(-1, length, channels * bins)

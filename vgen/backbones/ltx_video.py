@@ -146,7 +146,8 @@ class LTXVideo:
         posterior = self.vae.encode(pixels_of(frames.to(self.runtime.device)), return_dict=False)[0]
         latents: Tensor = posterior.mode() if generator is None else posterior.sample(generator)
         mean, std = self._statistics()
-        return (latents.float() - mean) / std
+        normalised: Tensor = (latents.float() - mean) / std
+        return normalised
 
     def decode(self, latents: Tensor, shot: Shot) -> Tensor:
         """Return frames uint8 [B, F, H, W, 3] of latents [B, C, T, h, w]; in tiles where memory does not suffice."""
@@ -199,7 +200,9 @@ class LTXVideo:
 
 def pack(latents: Tensor, patch_frames: int, patch: int) -> Tensor:
     """Return tokens [B, T * H * W, C * patch_frames * patch * patch] of latents [B, C, t, h, w]."""
-    latents = latents.unflatten(4, (-1, patch)).unflatten(3, (-1, patch)).unflatten(2, (-1, patch_frames))
+    batch, channels, num_frames, height, width = latents.shape
+    grid = (num_frames // patch_frames, patch_frames, height // patch, patch, width // patch, patch)
+    latents = latents.reshape(batch, channels, *grid)
     # [B, C, T, p_t, H, p, W, p] -> [B, T, H, W, C, p_t, p, p]
     return latents.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
 
@@ -208,6 +211,6 @@ def unpack(tokens: Tensor, size: tuple[int, int, int], patch_frames: int, patch:
     """Return latents [B, C, *size] of tokens: what `pack` was given."""
     num_frames, height, width = size
     grid = (num_frames // patch_frames, height // patch, width // patch)
-    latents = tokens.unflatten(2, (-1, patch_frames, patch, patch)).unflatten(1, grid)
+    latents = tokens.reshape(len(tokens), *grid, -1, patch_frames, patch, patch)
     # [B, T, H, W, C, p_t, p, p] -> [B, C, T, p_t, H, p, W, p]
     return latents.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
