@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from tests import tiny_ltx_2, tiny_ltx_video
 from vgen import backbones, cli, manifest, video
 from vgen.checkpoints import resolve
 from vgen.conditioning import clips, given
@@ -308,6 +309,27 @@ def test_reinjection_serves_a_model_without_known_frames(tiny_checkpoint: Path) 
     with torch.inference_mode():
         first = backbone.encode_frames(torch.from_numpy(moving(5)[-1:])[None])
     assert torch.allclose(generation.latents[0, :, 0], first[0, :, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("family", [tiny_ltx_video, tiny_ltx_2])
+def test_other_families_with_a_timestep_per_token_take_them(family: Any, tmp_path: Path) -> None:
+    folder = family.build(tmp_path / "checkpoint")
+    picture("last.png", (200, 30, 30), (64, 64))
+    video.save(moving(17, 64, 64), Path("clip.png"), fps=8)
+    backbone = loaded(folder)
+    small: dict[str, Any] = {"num_frames": 17, "width": 64, "height": 64, "fps": 8}
+    uses: list[tuple[dict[str, Any], list[int]]] = [
+        ({"last_image": Path("last.png")}, [2]),
+        ({"video": Path("clip.png"), "missing": "12"}, [0, 1]),
+    ]
+    for changes, known in uses:
+        one, other = (
+            text_to_video.generate(planned(folder, **small, **changes, seed=seed), backbone) for seed in (1, 2)
+        )
+        same = (one.latents == other.latents)[0].all(0).flatten(1).all(1)
+        assert [index for index, held in enumerate(same[:3]) if held] == known
+        assert not same[3:].any()  # the sound, where there is one
+        assert (one.sound is not None) == (family is tiny_ltx_2 and "video" not in changes)
 
 
 # What is refused, and what is recorded.
