@@ -282,8 +282,8 @@ def test_pictures_come_back_as_the_vae_has_them() -> None:
         for frame in (0, 8, 16):
             still = torch.from_numpy(truth[frame]).expand(1, 17, -1, -1, -1)
             decoded = backbone.decode(backbone.encode_frames(still), text_to_video._shot(made))[0, frame].numpy()
-            # The VAE's decoder sees the frames before, so that they are not the same; other frames have some 20 dB.
-            assert psnr(frames[frame], decoded) > 26, frame
+            # Not the same, because the decoder sees the frames before. Without the pictures there are 13 dB.
+            assert psnr(frames[frame], decoded) > 35, frame
 
 
 def test_a_last_image_needs_no_first(tiny_expanded: Path) -> None:

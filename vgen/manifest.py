@@ -101,7 +101,7 @@ def request(manifest: Manifest, changes: Mapping[str, Any]) -> GenerateRequest:
         if _content(paths) != manifest[f"{name}_sha256"]:
             option = "--" + name.replace("_", "-")
             named = f"The {name.replace('_', ' ')} {paths[0]} has" if len(paths) == 1 else f"An image of {option} has"
-            raise VgenError(f"{named} changed since the video was made.", tip=f"give it with {option}.")
+            raise VgenError(f"{named} changed since the video was made.", tip=f"give one with {option}.")
     return asked
 
 
