@@ -87,7 +87,9 @@ def generate(
     missing: Annotated[
         str | None,
         typer.Option(
-            help="Frames of --video to make anew, counted from 0: 5-12,20.", rich_help_panel=GIVEN, metavar="FRAMES"
+            help="Frames of --video, at --fps, to make anew, counted from 0: 5-12,20.",
+            rich_help_panel=GIVEN,
+            metavar="FRAMES",
         ),
     ] = None,
     known_frames: Annotated[
