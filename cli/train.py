@@ -129,8 +129,8 @@ def probes(
     passed_clips: Annotated[
         int, typer.Option(min=2, help="Clips to pass through the VAE once, and keep: half a second each.")
     ] = 1024,
-    batch_size: Annotated[int, typer.Option(min=2, help="Clips in a step, half of them fresh renders.")] = 48,
-    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of the kernels' Muon.")] = 5e-3,
+    batch_size: Annotated[int, typer.Option(min=2, help="Clips in a step, half of them fresh renders.")] = 32,
+    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of the kernels' Muon.")] = 1.5e-2,
     seed: Seed = 0,
     save_minutes: SaveMinutes = 5.0,
 ) -> None:
@@ -148,7 +148,7 @@ def probes(
     train_probes(
         output,
         vae=vae,
-        budget=Budget(minutes=minutes, steps=steps, save_minutes=save_minutes),
+        budget=Budget(minutes=minutes, steps=steps, save_minutes=save_minutes, warmup_steps=50),
         passed_clips=passed_clips,
         batch_size=batch_size,
         learning_rate=learning_rate,

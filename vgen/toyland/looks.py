@@ -8,9 +8,9 @@ import random
 import torch
 from torch import Tensor
 
-from vgen.toyland.face import BARE_SHARE, hair_colour, skin_colour
+from vgen.toyland.face import hair_colour, skin_colour
 from vgen.toyland.prompts import identity_of
-from vgen.toyland.scene import COLOURS, RGB
+from vgen.toyland.scene import BARE_SHARE, COLOURS, RGB
 
 LOOK_SIZE = 31
 REFERENCE_HEADS = 4096

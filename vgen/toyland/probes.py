@@ -52,7 +52,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return features of the same shape [N, C, H, W]."""
         hidden = self.first(nn.functional.silu(self.norm(x)))
-        return x + self.second(nn.functional.silu(hidden))
+        grown: Tensor = x + self.second(nn.functional.silu(hidden))
+        return grown
 
 
 class Look(nn.Module):
@@ -60,16 +61,16 @@ class Look(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(5, width // 2, 6, stride=4, padding=1)
-        self.down = nn.Conv2d(width // 2, width, 3, stride=2, padding=1)
+        self.stem = nn.Conv2d(3, width // 2, 4, stride=4)
+        self.down = nn.Conv2d(width // 2 + 2, width, 3, stride=2, padding=1)
         self.blocks = nn.Sequential(Block(width), Block(width), nn.GroupNorm(8, width), nn.SiLU())
         self.attention = nn.Conv2d(width, 1, 1)
         self.num_features = 2 * width + 4
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Return features [N, num_features] and attention logits [N, ATTENTION_SIDE²] of frames [N, 3, SIDE, SIDE]."""
-        x = self.down(nn.functional.silu(self.stem(torch.cat([frames, places(frames)], 1))))
-        x = self.blocks(x).flatten(2).float()  # [N, C, cells]
+        x = nn.functional.silu(self.stem(frames))
+        x = self.blocks(self.down(torch.cat([x, places(x)], 1))).flatten(2).float()  # [N, C, cells]
         logits = self.attention(x[..., None])[:, 0, :, 0].float()
         attention = logits.softmax(1)
         across = torch.linspace(-1, 1, ATTENTION_SIDE, device=x.device)
@@ -81,38 +82,36 @@ class Look(nn.Module):
 
 
 class Motion(nn.Module):
-    """Watches all frames, small: features of what moves where."""
+    """Watches all frames, small and at once, as the channels of one picture: features of what moves where."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        quarter, half = width // 8, width // 4
-        self.stem = nn.Conv3d(3, quarter, (3, 5, 5), stride=(1, 2, 2), padding=(1, 2, 2))
         self.layers = nn.Sequential(
-            nn.GroupNorm(4, quarter),
-            nn.SiLU(),
-            nn.Conv3d(quarter, half, 3, stride=2, padding=1),
-            nn.GroupNorm(8, half),
-            nn.SiLU(),
-            nn.Conv3d(half, width // 2, 3, stride=2, padding=1),
+            nn.Conv2d(3 * NUM_FRAMES, width // 2, 5, stride=2, padding=2),
             nn.GroupNorm(8, width // 2),
             nn.SiLU(),
-            nn.Conv3d(width // 2, width, 3, stride=2, padding=1),
+            nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
+            Block(width),
             nn.GroupNorm(8, width),
             nn.SiLU(),
-            nn.Conv3d(width, width // 3, 1),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            Block(2 * width),
+            nn.GroupNorm(8, 2 * width),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 32, 1),
         )
-        self.num_features = width // 3 * 2 * 4 * 4
+        self.num_features = 32 * (SIDE // 16) ** 2
 
     def forward(self, video: Tensor) -> Tensor:
-        """Return features [N, num_features] of a video [N, 3, NUM_FRAMES, SIDE / 2, SIDE / 2]."""
-        features: Tensor = self.layers(self.stem(video)).flatten(1).float()
+        """Return features [N, num_features] of all frames [N, 3 * NUM_FRAMES, SIDE / 2, SIDE / 2]."""
+        features: Tensor = self.layers(video).flatten(1).float()
         return features
 
 
 class ProbeNetwork(nn.Module):
     """Both ways of seeing, brought together, and a linear reading for everything."""
 
-    def __init__(self, look_width: int = 96, motion_width: int = 192, hidden: int = 384, dropout: float = 0.1) -> None:
+    def __init__(self, look_width: int = 64, motion_width: int = 96, hidden: int = 384, dropout: float = 0.1) -> None:
         super().__init__()
         self.look, self.motion = Look(look_width), Motion(motion_width)
         looks = len(LOOK_FRAMES) * self.look.num_features
@@ -134,8 +133,7 @@ class ProbeNetwork(nn.Module):
         frames = video[:, :, list(LOOK_FRAMES)].transpose(1, 2).flatten(0, 1)
         features, attention = self.look(frames.contiguous(memory_format=torch.channels_last))
         features = features.view(count, -1)
-        small = nn.functional.avg_pool2d(video.flatten(1, 2), 2).unflatten(1, video.shape[1:3])
-        small = small.contiguous(memory_format=torch.channels_last_3d)
+        small = nn.functional.avg_pool2d(video.flatten(1, 2), 2).contiguous(memory_format=torch.channels_last)
         joined = self.join(torch.cat([features, self.motion(small)], 1))
         return {
             **{name: head(joined).float() for name, head in self.heads.items()},

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vgen.toyland.captions import (
     ACTION_WORDS,
@@ -22,9 +22,9 @@ from vgen.toyland.captions import (
     SIZE_WORDS,
     article,
 )
-from vgen.toyland.face import BARE_SHARE
 from vgen.toyland.scene import (
     ACTIONS,
+    BARE_SHARE,
     CAMERAS,
     COLOURS,
     IDENTITY_SIZE,
@@ -132,16 +132,12 @@ def held_out() -> list[Prompt]:
     return [Prompt(text=line["prompt"], clip=as_clip(line["clip"])) for line in map(json.loads, text.splitlines())]
 
 
-def as_clip(facts: dict[str, object]) -> Clip:
+def as_clip(facts: dict[str, Any]) -> Clip:
     """Return the clip that `dataclasses.asdict` and JSON made `facts` of."""
+    return Clip(**{**facts, "subjects": tuple(Subject(**frozen(subject)) for subject in facts["subjects"])})
 
-    def frozen(value: object) -> object:
-        return tuple(frozen(item) for item in value) if isinstance(value, list) else value
 
-    subjects = facts["subjects"]
-    assert isinstance(subjects, list)
-    own = {name: frozen(value) for name, value in facts.items() if name != "subjects"}
-    return Clip(
-        subjects=tuple(Subject(**{key: frozen(value) for key, value in one.items()}) for one in subjects),
-        **own,  # type: ignore[arg-type]
-    )
+def frozen(subject: dict[str, Any]) -> dict[str, Any]:
+    """Return a subject's fields with tuples where JSON has lists."""
+    own = {key: tuple(value) if isinstance(value, list) else value for key, value in subject.items()}
+    return {**own, "actions": tuple((start, action) for start, action in subject["actions"])}

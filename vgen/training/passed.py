@@ -117,7 +117,7 @@ def through_vae(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:
     """Return what a VAE leaves of frames uint8 [B, F, H, W, 3], in the same form."""
     video = frames.to(vae.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
     with torch.autocast(vae.device.type, torch.bfloat16):
-        rebuilt = vae.decode(vae.encode(video).latent_dist.mode()).sample
+        rebuilt: Tensor = vae.decode(vae.encode(video).latent_dist.mode()).sample
     return rebuilt.float().add(1).mul(127.5).round().clamp(0, 255).to("cpu", torch.uint8).permute(0, 2, 3, 4, 1)
 
 
@@ -127,7 +127,7 @@ def passed_examples(clips: list[Clip], vae: AutoencoderKLWan) -> Examples:
     every = (VIDEO_FRAMES - 1) // (NUM_FRAMES - 1)
     seen = {name: getattr(rendered, name)[:, :, ::every] for name in ("masks", "tracks")}
     seen["extrinsics"] = rendered.extrinsics[:, ::every]
-    frames = torch.cat([through_vae(vae, clip) for clip in rendered.frames.split(2)])
+    frames = torch.cat([through_vae(vae, clip) for clip in torch.split(rendered.frames, 2)])
     return Examples(frames=frames[:, ::every], **truth_of(clips, replace(rendered, **seen)))
 
 

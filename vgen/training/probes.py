@@ -193,7 +193,7 @@ def no_picture(video: Tensor, rng: random.Random) -> Tensor:
             piece = rng.choice((8, 16, 32, 64))
             cells = SIDE // piece
             moved = torch.randperm(cells * cells, generator=noise)
-            split = video.unflatten(3, (cells, piece)).unflatten(2, (cells, piece)).permute(2, 4, 0, 1, 3, 5)
+            split = video.view(*video.shape[:2], cells, piece, cells, piece).permute(2, 4, 0, 1, 3, 5)
             mixed = split.flatten(0, 1)[moved].view_as(split).permute(2, 3, 0, 4, 1, 5)
             return mixed.reshape(video.shape)
         case _:  # drowned in noise
@@ -242,7 +242,7 @@ def optimizers_of(network: ProbeNetwork, learning_rate: float) -> list[torch.opt
     others = [p for p in network.parameters() if id(p) not in chosen]
     return [
         Muon(inner, learning_rate, weight_decay=0.02),
-        torch.optim.AdamW(others, 0.3 * learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
+        torch.optim.AdamW(others, 0.2 * learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
 
@@ -252,8 +252,8 @@ def train_probes(
     vae: Path,
     budget: Budget,
     passed_clips: int = 512,
-    batch_size: int = 48,
-    learning_rate: float = 5e-3,
+    batch_size: int = 32,
+    learning_rate: float = 1.5e-2,
     seed: int = 0,
     pool_clips: int = POOL_CLIPS,
     validation_clips: int = VALIDATION_CLIPS,
@@ -312,7 +312,7 @@ def validate(network: ProbeNetwork, examples: Examples) -> tuple[dict[str, float
     network.eval()
     device = next(network.parameters()).device
     video = examples.frames.permute(0, 4, 1, 2, 3)
-    parts = [network(part.to(device).float() / 127.5 - 1) for part in video.split(32)]
+    parts = [network(part.to(device).float() / 127.5 - 1) for part in torch.split(video, 32)]
     outputs = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     right = {
         name: float((outputs[name].argmax(1) == examples.labels[:, at])[examples.single].float().mean())
