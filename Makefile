@@ -3,13 +3,14 @@
 # make check     ruff and mypy
 # make package   wheel, sdist and editable install, each tried from outside the checkout
 # make toyland   train the embedded model again from nothing
+# make probes    train the probes again, for the embedded VAE, ship them and measure them
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check package toyland
+.PHONY: demo test check package toyland probes
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -38,3 +39,9 @@ toyland: $(INSTALLED)
 	$(BIN)/vgen train base --vae runs/vae/vae --start runs/base-64 --batch-size 12 --minutes 33 -o runs/base-128 \
 	  --clips 17x128x128=1700 --clips 33x128x128=120 --clips 17x128x192=120 --learning-rate 4e-3
 	$(BIN)/vgen train export --vae runs/vae/vae --base runs/base-128 -o vgen/toyland/checkpoint
+
+probes: $(INSTALLED)
+	$(BIN)/vgen train probes --minutes 60 -o runs/probes
+	cp runs/probes/probes/* vgen/toyland/probes/
+	$(BIN)/python benchmarks/probes.py --folder runs/probes-test > runs/probes.json
+	mv runs/probes.json benchmarks/results/probes.json

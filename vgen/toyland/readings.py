@@ -84,16 +84,22 @@ def camera_motion(frames: Frames) -> CameraMotion:
     for one, other in pairwise(pixels):
         total = homography(one, other) @ total
     left, _, right = torch.linalg.svd(total / torch.linalg.det(total).abs() ** (1 / 3))
-    rotation = left @ right  # the nearest: from the first camera's axes to the last one's, x right, y down, z forward
-    forward = rotation.T[:, 2]
-    down = rotation @ torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    pan, tilt, roll = angles(left @ right)
     middle = total / total[2, 2]
-    return CameraMotion(
-        pan=math.degrees(math.atan2(-float(forward[0]), float(forward[2]))),
-        tilt=math.degrees(math.asin(max(-1.0, min(1.0, -float(forward[1]))))),
-        roll=math.degrees(math.atan2(-float(down[0]), float(down[1]))),
-        zoom=float(torch.linalg.det(middle[:2, :2]).abs().sqrt()),
-    )
+    return CameraMotion(pan=pan, tilt=tilt, roll=roll, zoom=float(torch.linalg.det(middle[:2, :2]).abs().sqrt()))
+
+
+def angles(rotation: Tensor) -> tuple[float, float, float]:
+    """Return (pan, tilt, roll) in degrees, as in `CameraMotion`, of a rotation [3, 3] from the old axes to the new."""
+    forward, down = rotation[2].tolist(), rotation[:, 1].tolist()
+    pan = math.degrees(math.atan2(-forward[0], forward[2]))
+    tilt = math.degrees(math.asin(max(-1.0, min(1.0, -forward[1]))))
+    return pan, tilt, math.degrees(math.atan2(-down[0], down[1]))
+
+
+def turn_of(before: Tensor, after: Tensor) -> tuple[float, float, float]:
+    """Return (pan, tilt, roll) in degrees between two extrinsics [4, 4]: the truth that `camera_motion` estimates."""
+    return angles(after[:3, :3] @ before[:3, :3].T)
 
 
 def flicker(frames: Frames) -> float:

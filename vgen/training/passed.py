@@ -19,7 +19,7 @@ from vgen.checkpoints import sha256
 from vgen.errors import VgenError
 from vgen.toyland.looks import LOOK_SIZE, look
 from vgen.toyland.probes import ATTENTION_SIDE, LOOK_FRAMES, NUM_FRAMES, SECONDS, SIDE
-from vgen.toyland.prompts import ATTRIBUTES, even_clips, truth
+from vgen.toyland.prompts import ATTRIBUTES, even_clips, identity_of, truth
 from vgen.toyland.renderer import Rendered, render
 from vgen.toyland.scene import Clip
 
@@ -62,11 +62,13 @@ def joined(parts: list[Examples]) -> Examples:
 
 
 def probe_clips(seed: int) -> Iterator[Clip]:
-    """Yield clips evenly over all attributes; each identity comes in two clips, and some have no subject, or two."""
+    """Yield clips even in all attributes, but with more heads, each in two clips; some have no subject, or two."""
     rng = random.Random(f"probes/{seed}")
     waiting: tuple[float, ...] = ()
     for index, clip in enumerate(even_clips(seed)):
         subject = clip.subjects[0]
+        if index % 6 == 3 and subject.shape != "head":  # faces differ in more than all else does
+            subject = replace(subject, shape="head", identity=identity_of(subject.colour, rng))
         if subject.shape == "head":
             if waiting:
                 colour = ATTRIBUTES["colour"][int(waiting[10] * len(ATTRIBUTES["colour"]))]
@@ -81,6 +83,22 @@ def probe_clips(seed: int) -> Iterator[Clip]:
             other = replace(next(even_clips(rng.getrandbits(31))).subjects[0], place=apart, actions=((0.0, "stays"),))
             subjects.append(other)
         yield replace(clip, subjects=tuple(subjects))
+
+
+def head_pairs(seed: int) -> Iterator[Clip]:
+    """Yield two clips of one toy head after the other, alike in nothing but its identity and colour."""
+    for clip, other in batched(even_clips(seed), 2):
+        head = clip.subjects[0]
+        identity = identity_of(head.colour, random.Random(clip.layout))
+        for one in (clip, other):
+            face = replace(one.subjects[0], shape="head", colour=head.colour, identity=identity)
+            yield replace(one, subjects=(face,))
+
+
+def batched(clips: Iterator[Clip], size: int) -> Iterator[tuple[Clip, ...]]:
+    """Yield tuples of `size` clips, as itertools does from Python 3.12 on."""
+    while True:
+        yield tuple(islice(clips, size))
 
 
 def truth_of(clips: list[Clip], rendered: Rendered) -> dict[str, Tensor]:
@@ -131,28 +149,28 @@ def passed_examples(clips: list[Clip], vae: AutoencoderKLWan) -> Examples:
     return Examples(frames=frames[:, ::every], **truth_of(clips, replace(rendered, **seen)))
 
 
-def passed_set(folder: Path, vae: Path, *, count: int, seed: int) -> Examples:
-    """Return the first `count` of `probe_clips(seed)` after the VAE in the folder `vae`, making what `folder` lacks.
+def passed_set(folder: Path, vae: Path, clips: list[Clip], *, name: str) -> Examples:
+    """Return `clips` after the VAE in the folder `vae`; what `folder` lacks under that name is made and kept.
 
-    Raises `VgenError` where `folder` holds clips that went through another VAE.
+    Raises `VgenError` where the clips of that name went through another VAE.
     """
-    cache = folder / f"passed-{seed}"
+    cache = folder / f"passed-{name}"
     cache.mkdir(parents=True, exist_ok=True)
     made_by = {"vae": sha256(vae / "diffusion_pytorch_model.safetensors")}
     card = cache / "vae.json"
     if card.exists() and json.loads(card.read_text()) != made_by:
         raise VgenError(f"The clips in {cache} went through another VAE.", tip="choose another --output.")
     card.write_text(json.dumps(made_by))
-    clips = list(islice(probe_clips(seed), -(-count // SHARD_CLIPS) * SHARD_CLIPS))
     codec = None
     shards = []
     for index, start in enumerate(range(0, len(clips), SHARD_CLIPS)):
-        path = cache / f"{index:05d}.safetensors"
-        if not path.exists():
+        path, batch = cache / f"{index:05d}.safetensors", clips[start : start + SHARD_CLIPS]
+        kept = Examples(**load_file(path)) if path.exists() else None
+        if kept is None or len(kept) < len(batch):
             codec = codec or AutoencoderKLWan.from_pretrained(vae).eval()
-            made = passed_examples(clips[start : start + SHARD_CLIPS], codec)
-            save_file({name: value.contiguous() for name, value in vars(made).items()}, path.with_suffix(".new"))
+            kept = passed_examples(batch, codec)
+            save_file({key: value.contiguous() for key, value in vars(kept).items()}, path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
-            logger.info("%d of %d clips rendered and passed through the VAE", start + SHARD_CLIPS, len(clips))
-        shards.append(Examples(**load_file(path)))
-    return joined(shards)[:count]
+            logger.info("%s: %d of %d clips through the VAE", name, start + len(batch), len(clips))
+        shards.append(kept[: len(batch)])
+    return joined(shards)

@@ -193,7 +193,7 @@ def no_picture(video: Tensor, rng: random.Random) -> Tensor:
             piece = rng.choice((8, 16, 32, 64))
             cells = SIDE // piece
             moved = torch.randperm(cells * cells, generator=noise)
-            split = video.view(*video.shape[:2], cells, piece, cells, piece).permute(2, 4, 0, 1, 3, 5)
+            split = video.reshape(*video.shape[:2], cells, piece, cells, piece).permute(2, 4, 0, 1, 3, 5)
             mixed = split.flatten(0, 1)[moved].view_as(split).permute(2, 3, 0, 4, 1, 5)
             return mixed.reshape(video.shape)
         case _:  # drowned in noise
@@ -266,8 +266,9 @@ def train_probes(
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(mixed_precision="bf16")
     with accelerator.main_process_first():  # the others find what it has made
-        passed = passed_set(folder, vae, count=passed_clips, seed=TRAINING_SEED + seed)
-        unseen = passed_set(folder, vae, count=validation_clips, seed=VALIDATION_SEED)
+        passed = passed_set(folder, vae, list(islice(probe_clips(TRAINING_SEED), passed_clips)), name="training")
+        clips = list(islice(probe_clips(VALIDATION_SEED), validation_clips))
+        unseen = passed_set(folder, vae, clips, name="validation")
     torch.manual_seed(seed)
     network = ProbeNetwork()
     mean = passed.path[passed.single].mean(0)
