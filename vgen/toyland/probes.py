@@ -214,7 +214,7 @@ def prepare(frames: Tensor | NDArray[np.uint8], fps: float = 8.0) -> Tensor:
     The middle square of a wide video is taken, which shows what a square render shows; a tall one is widened by its
     edges. A video that ends before two seconds holds its last frame; a picture [H, W, 3] is a video of one frame.
     """
-    video = torch.as_tensor(frames)
+    video = torch.tensor(frames) if isinstance(frames, np.ndarray) else frames
     video = video[None] if video.ndim == 3 else video
     if video.ndim != 4 or video.shape[3] != 3 or not len(video):
         raise UsageError(f"Probes read frames [F, H, W, 3], not {list(video.shape)}.")

@@ -116,7 +116,8 @@ def flicker(frames: Frames) -> float:
 
 def as_pixels(frames: Frames) -> Tensor:
     """Return frames uint8 [F, H, W, 3] as float32 in [0, 1]."""
-    return torch.as_tensor(frames).float() / 255
+    pixels = torch.tensor(frames) if isinstance(frames, np.ndarray) else frames
+    return pixels.float() / 255
 
 
 def colour_map(frames: Frames) -> Tensor:
