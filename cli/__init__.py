@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": "vgen.cli.generate",
     "decode": "vgen.cli.decode",
     "info": "vgen.cli.info",
+    "models": "vgen.cli.models",
     "toyland": "vgen.cli.toyland",
     "train": "vgen.cli.train",
 }

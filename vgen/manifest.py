@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vgen
-from vgen import batch, checkpoints
+from vgen import batch, integrity
+from vgen.checkpoints import HASHED_AT_LOAD
 from vgen.errors import VgenError
 from vgen.request import GenerateRequest, Plan
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 Manifest = dict[str, Any]
 
 LIBRARIES = ("torch", "diffusers", "transformers")
-# Hashing reads about 1 GB in a second; a larger folder is told by its files' names and sizes only.
-MAX_HASHED_BYTES = 2 * 2**30
 
 
 def build(
@@ -38,7 +37,7 @@ def build(
         "created": created.isoformat(timespec="seconds"),
         "request": {**plan.to_dict(), "dtype": runtime.dtype},
         "seed": plan.seed,
-        "image_sha256": plan.image and checkpoints.sha256(plan.image),
+        "image_sha256": plan.image and integrity.sha256(plan.image),
         "checkpoint": dict(checkpoint),
         "device": runtime.device,
         "dtype": runtime.dtype,
@@ -94,7 +93,7 @@ def request(manifest: Manifest, changes: Mapping[str, Any]) -> GenerateRequest:
     """
     asked = GenerateRequest.from_dict(batch.merge(manifest["request"], changes))
     image = asked.image if "image" not in changes else None
-    if image is not None and image.is_file() and checkpoints.sha256(image) != manifest["image_sha256"]:
+    if image is not None and image.is_file() and integrity.sha256(image) != manifest["image_sha256"]:
         raise VgenError(f"The image {image} has changed since the video was made.", tip="give one with --image.")
     return asked
 
@@ -118,12 +117,12 @@ def _files(checkpoint: Checkpoint) -> list[dict[str, Any]]:
         return [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in checkpoint.files]
     assert checkpoint.folder is not None  # Only what is on the hub may lack one.
     paths = sorted(path for path in checkpoint.folder.rglob("*") if path.is_file())
-    hashed = sum(path.stat().st_size for path in paths) <= MAX_HASHED_BYTES
+    hashed = sum(path.stat().st_size for path in paths) <= HASHED_AT_LOAD
     return [
         {
             "path": path.relative_to(checkpoint.folder).as_posix(),
             "size": path.stat().st_size,
-            "sha256": checkpoints.sha256(path) if hashed else None,
+            "sha256": integrity.sha256(path) if hashed else None,
         }
         for path in paths
     ]

@@ -108,8 +108,10 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
     sampler = _given(request.sampler, defaults.sampler)
     options.parse(sampler, SAMPLERS, what="sampler")
     runtime.check_names(request.device, request.dtype)
-    if request.image is not None:
-        _check_image(request.image, checkpoint)
+    width = _size("width", _given(request.width, defaults.width), rules)
+    height = _size("height", _given(request.height, defaults.height), rules)
+    _check_fixed_size(width, height, checkpoint)
+    _check_image(request.image, checkpoint)
     return Plan(
         prompt=request.prompt,
         negative_prompt=_given(request.negative_prompt, defaults.negative_prompt),
@@ -117,8 +119,8 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
         seed=_seed(request.seed),
         num_inference_steps=_steps(_given(request.num_inference_steps, defaults.num_inference_steps)),
         guidance_scale=_guidance_scale(_given(request.guidance_scale, defaults.guidance_scale)),
-        width=_size("width", _given(request.width, defaults.width), rules),
-        height=_size("height", _given(request.height, defaults.height), rules),
+        width=width,
+        height=height,
         num_frames=_num_frames(request, fps, checkpoint, notes),
         fps=fps,
         sampler=sampler,
@@ -151,6 +153,15 @@ def _size(name: str, value: int, rules: Rules) -> int:
             tip=f"use {' or '.join(f'--{name} {near}' for near in legal)}.",
         )
     return value
+
+
+def _check_fixed_size(width: int, height: int, checkpoint: Checkpoint) -> None:
+    if checkpoint.rules.fixed_size and (width, height) not in checkpoint.sizes:
+        sizes = [f"--width {w} --height {h}" for w, h in checkpoint.sizes]
+        raise UsageError(
+            f'A size of {width}x{height} is not legal: "{checkpoint.name}" was made for others.',
+            tip=f"use {' or '.join(sizes)}.",
+        )
 
 
 def _num_frames(request: GenerateRequest, fps: float, checkpoint: Checkpoint, notes: list[str]) -> int:
@@ -209,13 +220,20 @@ def _guidance_scale(guidance_scale: float) -> float:
     return guidance_scale
 
 
-def _check_image(image: Path, checkpoint: Checkpoint) -> None:
+def _check_image(image: Path | None, checkpoint: Checkpoint) -> None:
     from vgen.conditioning.frames import open_image
 
-    if not checkpoint.rules.known_frames:
+    if image is None:
+        if checkpoint.can.image_to_video and not checkpoint.can.text_to_video:
+            raise UsageError(
+                f'The model "{checkpoint.name}" makes videos from a first image, and none is given.',
+                tip="give one with --image.",
+            )
+        return
+    if not (checkpoint.can.image_to_video or checkpoint.can.known_frames):
         raise UsageError(
-            f'The model "{checkpoint.name}" cannot start from an image: it was not trained with known frames.',
-            tip="leave the image out, or use a model whose model_index.json says expand_timesteps, such as toyland.",
+            f'The model "{checkpoint.name}" cannot start from an image: it was not trained to.',
+            tip="leave the image out, or use a model that can: vgen models list tells which.",
         )
     open_image(image)
 
