@@ -76,11 +76,12 @@ def pull(
     revision: Annotated[
         str | None, typer.Option(help="A branch, tag or commit. [dim]Default: the newest[/dim]", show_default=False)
     ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Hash what is here, too, and get damaged files anew.")] = False,
 ) -> None:
     """Download a checkpoint, check it against the hub's hashes, and print its folder. What is here already stays."""
     checkpoint = checkpoints.resolve(model)
     with progress.downloads() as told:
-        checkpoint = checkpoints.pull(checkpoint, told, revision=revision)
+        checkpoint = checkpoints.pull(checkpoint, told, revision=revision, full=full)
     say(f"{checkpoint.name} is whole, as of commit {checkpoint.revision}.")
     print(checkpoint.folder)
 

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -156,8 +156,11 @@ class _Run:
         start = time.perf_counter()
         from vgen import video
 
+        loaded = self.backbone.checkpoint
+        # Before a download the plan did not know the commit that its model's name stands for.
+        known = replace(job.plan, model=loaded.anchored_name) if loaded.source == "hub" else job.plan
         made = manifest.build(
-            job.plan,
+            known,
             self.backbone.runtime,
             checkpoint=self.identity,
             timings={"load": self.report.timings["load"], **generation.timings},

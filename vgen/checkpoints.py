@@ -126,6 +126,8 @@ class Checkpoint:
 
     `knows` is one sentence on what a small model can show; it is empty for a model without such a limit. `permits` is
     one on the licence. `components`, `peak` and `download_gb` (in 10^9 bytes) are known for names of the catalogue.
+    Of one on the hub, `revision` is the commit where it is known, and `follows` the branch, tag or commit that was
+    asked for (None: the newest).
     """
 
     name: str
@@ -146,6 +148,13 @@ class Checkpoint:
     components: tuple[Component, ...] = ()
     peak: Peak = Peak()
     loras: tuple[Lora, ...] = ()
+    follows: str | None = None
+
+    @property
+    def anchored_name(self) -> str:
+        """The name with the commit that it stands for, where that is known: it means the same on any day."""
+        name = self.name.partition("@")[0]
+        return f"{name}@{self.revision}" if self.source == "hub" and self.revision else name
 
     def weights_gb(self, *, offload: bool = False) -> float | None:
         """Return what the weights take in memory, in 10^9 bytes: the VAE in float32, the rest in bfloat16.
@@ -196,14 +205,20 @@ def fetch(checkpoint: Checkpoint, progress: hub.Progress = hub.SILENT) -> Checkp
     """
     if checkpoint.repo is None or is_whole(checkpoint):
         return checkpoint
-    return pull(checkpoint, progress)
+    return _download(checkpoint, progress, of=checkpoint.revision, revision=checkpoint.follows, full=False)
 
 
-def pull(checkpoint: Checkpoint, progress: hub.Progress = hub.SILENT, *, revision: str | None = None) -> Checkpoint:
-    """Return the checkpoint as the hub has it today, its files downloaded and checked; `revision` may be another one.
+def pull(
+    checkpoint: Checkpoint,
+    progress: hub.Progress = hub.SILENT,
+    *,
+    revision: str | None = None,
+    full: bool = False,
+) -> Checkpoint:
+    """Return the checkpoint as the hub has it today, with what is not here downloaded and checked.
 
-    The revision that a checkpoint was resolved with is kept. Raises `UsageError` for one that is not of the hub, and
-    `CheckpointError` as `fetch` does.
+    `revision` is another one than the checkpoint follows. With `full`, what is here is hashed, and what is damaged
+    comes anew. Raises `UsageError` for a checkpoint that is not of the hub, and `CheckpointError` as `fetch` does.
     """
     if checkpoint.repo is None:
         raise UsageError(
@@ -211,18 +226,17 @@ def pull(checkpoint: Checkpoint, progress: hub.Progress = hub.SILENT, *, revisio
             "there is nothing to pull.",
             tip="give a name of `vgen models list` or a hub id.",
         )
-    for part in remote(checkpoint, revision=revision):
-        hub.download(part, progress)
-    asked = revision or checkpoint.revision
-    if checkpoint.name in names():
-        return _named(checkpoint.name, asked)
-    return _of_hub(checkpoint.name, checkpoint.repo, asked)
+    revision = revision or checkpoint.follows
+    return _download(checkpoint, progress, of=revision, revision=revision, full=full)
 
 
-def remote(checkpoint: Checkpoint, *, revision: str | None = None) -> tuple[hub.Listing, ...]:
-    """Return what the hub has that the checkpoint is loaded from: its own files, then those of its LoRAs."""
+def remote(checkpoint: Checkpoint, *, of: str | None = None) -> tuple[hub.Listing, ...]:
+    """Return what the hub has that the checkpoint is loaded from: its own files, then those of its LoRAs.
+
+    `of` is the revision or commit, by default the one that the checkpoint follows.
+    """
     assert checkpoint.repo is not None, "checkpoints of the hub have a repository"
-    own = hub.needed(hub.listing(checkpoint.repo, revision or checkpoint.revision))
+    own = hub.needed(hub.listing(checkpoint.repo, of or checkpoint.follows))
     return (own, *(hub.only(hub.listing(lora.repo, lora.revision), lora.file) for lora in checkpoint.loras))
 
 
@@ -267,6 +281,19 @@ def _existing(model: str) -> Path | None:
         return None
 
 
+def _download(
+    checkpoint: Checkpoint, progress: hub.Progress, *, of: str | None, revision: str | None, full: bool
+) -> Checkpoint:
+    """Download the files of a revision or commit, `of`, lock them as what `revision` means, and return them."""
+    assert checkpoint.repo is not None
+    own, *loras = remote(checkpoint, of=of)
+    for part in (replace(own, revision=revision or hub.DEFAULT_REVISION), *loras):
+        hub.download(part, progress, full=full)
+    if checkpoint.name in names():
+        return replace(_named(checkpoint.name, revision), loras=checkpoint.loras)
+    return replace(_of_hub(checkpoint.name, checkpoint.repo, revision), loras=checkpoint.loras)
+
+
 def _listed_as(repo: str) -> str | None:
     """Return the name that the catalogue has for a hub repository."""
     entries = _catalogue()["checkpoints"].items()
@@ -287,7 +314,7 @@ def _named(name: str, revision: str | None) -> Checkpoint:
     entry = _entry(name)
     family = _catalogue()["families"][entry["family"]]
     repo = entry.get("repo")
-    revision = revision or entry.get("revision")
+    follows = revision = revision or entry.get("revision")
     files = tuple(CheckpointFile(**file) for file in entry.get("files", []))
     folder: Path | None
     if repo is None:
@@ -313,6 +340,7 @@ def _named(name: str, revision: str | None) -> Checkpoint:
         components=tuple(Component(name=part, parameters=n) for part, n in entry.get("parameters", {}).items()),
         peak=Peak(**entry.get("peak_gb", {})),
         loras=tuple(Lora(**lora) for lora in entry.get("loras", [])),
+        follows=follows,
     )
 
 
@@ -330,7 +358,7 @@ def _of_hub(name: str, repo: str, revision: str | None) -> Checkpoint:
     locked = hub.lock(repo, revision)
     folder = hub.folder(repo, locked.commit) if locked else hub.card(repo, revision, _CARD_PATTERNS)
     found = _described(name, folder, source="hub", repo=repo, revision=folder.name)
-    return replace(found, files=locked.files) if locked else found
+    return replace(found, files=locked.files if locked else (), follows=revision)
 
 
 def _described(name: str, folder: Path, *, source: Source, repo: str | None, revision: str | None) -> Checkpoint:
@@ -464,7 +492,7 @@ def _repair(checkpoint: Checkpoint) -> str:
     if checkpoint.source == "embedded":
         return "install vgen again: its own checkpoint comes with the package."
     if checkpoint.source == "hub":
-        return f"delete the file, if there is one, and get it anew: vgen models pull {checkpoint.name}"
+        return f"get what is missing or damaged anew: vgen models pull --full {checkpoint.name}"
     return "copy or download the folder again."
 
 

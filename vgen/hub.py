@@ -144,27 +144,28 @@ def only(everything: Listing, path: str) -> Listing:
     return _part(everything, [path])
 
 
-def missing(wanted: Listing) -> tuple[RemoteFile, ...]:
-    """Return the files that are not here in their full size."""
+def missing(wanted: Listing, *, full: bool = False) -> tuple[RemoteFile, ...]:
+    """Return the files that are not here in their full size or, with `full`, do not have the hub's hash."""
     root = folder(wanted.repo, wanted.commit)
-    return tuple(file for file in wanted.files if not _is_here(root / file.path, file.size))
+    return tuple(file for file in wanted.files if not _is_here(root / file.path, file, full=full))
 
 
-def download(wanted: Listing, progress: Progress = SILENT) -> Path:
+def download(wanted: Listing, progress: Progress = SILENT, *, full: bool = False) -> Path:
     """Bring the files here, check them, lock them, and return their folder.
 
-    What is here stays; a file that is cut off goes on where it was, and what does not have the hub's hash is removed.
-    Raises `CheckpointError` for too little space, a damaged file and a hub that does not answer.
+    What is here in its full size stays; with `full` it is hashed, and what is damaged comes anew. A connection that
+    breaks is taken up where it broke, and what arrives with another hash than the hub's is removed. Raises
+    `CheckpointError` for too little space, a damaged file and a hub that does not answer.
     """
     from huggingface_hub import hf_hub_download
 
-    absent = missing(wanted)
+    absent = missing(wanted, full=full)
     _require_space(wanted, sum(file.size for file in absent))
     progress.on_begin(wanted, sum(file.size for file in absent))
     root = folder(wanted.repo, wanted.commit)
     try:
         for file in absent:
-            (root / file.path).unlink(missing_ok=True)  # of another size, so no link that the hub's client made
+            _remove(root / file.path)
             hf_hub_download(wanted.repo, file.path, revision=wanted.commit, tqdm_class=_bar(progress.on_bytes))
             _check_arrived(root / file.path, file)
     except _expected_errors() as error:
@@ -263,20 +264,33 @@ def _read_remote_json(everything: Listing, path: str) -> dict[str, Any]:
     return content
 
 
-def _is_here(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+def _is_here(path: Path, file: RemoteFile, *, full: bool) -> bool:
+    return path.is_file() and path.stat().st_size == file.size and not (full and _hash(path, file) != _listed(file))
+
+
+def _hash(path: Path, file: RemoteFile) -> str:
+    return integrity.sha256(path) if file.sha256 is not None else integrity.git_blob_id(path)
+
+
+def _listed(file: RemoteFile) -> str:
+    return file.sha256 or file.blob_id
+
+
+def _remove(path: Path) -> None:
+    """Remove a file of the hub's cache: the link, and what it leads to, which the client would only link again."""
+    if path.is_symlink():
+        path.resolve().unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def _check_arrived(path: Path, file: RemoteFile) -> None:
     """Remove a file that is not what the hub lists, so that the next pull gets it again, and raise."""
-    found = integrity.sha256(path) if file.sha256 is not None else integrity.git_blob_id(path)
-    if found == (file.sha256 or file.blob_id):
+    found = _hash(path, file)
+    if found == _listed(file):
         return
-    path.resolve().unlink()
-    path.unlink(missing_ok=True)
+    _remove(path)
     raise CheckpointError(
-        f"{file.path} arrived damaged and was removed: its hash is {found}, but the hub lists "
-        f"{file.sha256 or file.blob_id}.",
+        f"{file.path} arrived damaged and was removed: its hash is {found}, but the hub lists {_listed(file)}.",
         tip="pull again; what arrived well is kept. If it stays like this, a proxy on the way changes files.",
     )
 

@@ -28,7 +28,7 @@ LIBRARIES = ("torch", "diffusers", "transformers")
 def build(
     plan: Plan, runtime: Runtime, *, checkpoint: Mapping[str, Any], timings: Mapping[str, float], created: datetime
 ) -> Manifest:
-    """Return the manifest of one video; `checkpoint` is what `identity` says of the plan's checkpoint.
+    """Return the manifest of one video; `checkpoint` is what `identity` says of the checkpoint that was loaded.
 
     The request in it is complete: every default is written out, and the dtype is the one that was used.
     """
