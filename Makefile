@@ -34,7 +34,9 @@ package: $(INSTALLED)
 
 toyland: $(INSTALLED)
 	$(BIN)/vgen train vae --minutes 28 -o runs/vae
-	$(BIN)/vgen train base --vae runs/vae/vae --clips 17x64x64=8000 --batch-size 32 --minutes 29 -o runs/base-64
-	$(BIN)/vgen train base --vae runs/vae/vae --start runs/base-64 --batch-size 12 --minutes 33 -o runs/base-128 \
-	  --clips 17x128x128=1700 --clips 33x128x128=120 --clips 17x128x192=120 --learning-rate 4e-3
-	$(BIN)/vgen train export --vae runs/vae/vae --base runs/base-128 -o vgen/toyland/checkpoint
+	$(BIN)/vgen train text --steps 1500 -o runs/text
+	$(BIN)/vgen train base --vae runs/vae/vae --text runs/text --clips 1x128x128=16000 --batch-size 48 --minutes 35 \
+	  -o runs/images
+	$(BIN)/vgen train base --vae runs/vae/vae --start runs/images --batch-size 12 --minutes 65 -o runs/videos \
+	  --clips 17x128x128=5000 --clips 33x128x128=200 --clips 17x128x192=200
+	$(BIN)/vgen train export --vae runs/vae/vae --base runs/videos -o vgen/toyland/checkpoint

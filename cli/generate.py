@@ -47,6 +47,9 @@ def generate(
     image: Annotated[
         Path | None, typer.Option(help="A picture to begin with: the first frame.", rich_help_panel=WHAT)
     ] = None,
+    last_image: Annotated[
+        Path | None, typer.Option(help="A picture to end with, where the model can.", rich_help_panel=WHAT)
+    ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -87,9 +90,24 @@ def generate(
         float | None,
         typer.Option(help="How strictly to follow the prompt; 1 is no guidance, half the work.", rich_help_panel=HOW),
     ] = None,
+    guidance_scale_2: Annotated[
+        float | None,
+        typer.Option(
+            help="The same for the second of two transformers (Wan 2.2), where it differs.", rich_help_panel=HOW
+        ),
+    ] = None,
+    true_cfg_scale: Annotated[
+        float | None,
+        typer.Option(
+            help="Guidance by the negative prompt, where the model takes --guidance-scale as an input (HunyuanVideo).",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(help="euler, heun or dpm++; options as in name:key=value.", rich_help_panel=HOW, metavar="NAME"),
+        typer.Option(
+            help="euler, heun, dpm++ or native; options as in name:key=value.", rich_help_panel=HOW, metavar="NAME"
+        ),
     ] = None,
     width: Annotated[int | None, typer.Option(help="In pixels.", rich_help_panel=SIZE)] = None,
     height: Annotated[int | None, typer.Option(help="In pixels.", rich_help_panel=SIZE)] = None,
@@ -144,6 +162,8 @@ def generate(
         "model": model,
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
+        "guidance_scale_2": guidance_scale_2,
+        "true_cfg_scale": true_cfg_scale,
         "width": width,
         "height": height,
         "num_frames": frames,
@@ -151,6 +171,7 @@ def generate(
         "fps": fps,
         "sampler": sampler,
         "image": image,
+        "last_image": last_image,
         "device": device,
         "dtype": dtype,
     }

@@ -22,11 +22,13 @@ EPILOG = """
 
 vgen train vae --minutes 25 -o runs/vae
 
-vgen train base --vae runs/vae/vae --clips 17x64x64=16000 --minutes 35 -o runs/base-64
+vgen train text --steps 1500 -o runs/text
 
-vgen train base --vae runs/vae/vae --start runs/base-64 --clips 17x128x128=4000 --minutes 45 -o runs/base-128
+vgen train base --vae runs/vae/vae --text runs/text --clips 1x128x128=16000 --minutes 35 -o runs/images
 
-vgen train export --vae runs/vae/vae --base runs/base-128 -o my-toyland
+vgen train base --vae runs/vae/vae --start runs/images --clips 17x128x128=5000 --minutes 65 -o runs/videos
+
+vgen train export --vae runs/vae/vae --base runs/videos -o my-toyland
 
 [dim]Several GPUs: accelerate launch -m vgen train base …[/dim]
 """
@@ -78,25 +80,56 @@ def vae(
 
 
 @app.command(epilog=EPILOG)
+def text(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder.")] = Path("runs/text"),
+    minutes: Minutes = None,
+    steps: Steps = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Captions in a step.")] = 256,
+    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of AdamW.")] = 2e-3,
+    seed: Seed = 0,
+    save_minutes: SaveMinutes = 5.0,
+) -> None:
+    """Train the text encoder to know what captions say."""
+    require_budget(minutes, steps)
+    make_folder(output)
+    from vgen.training.loop import Budget
+    from vgen.training.text import train_text
+
+    train_text(
+        output,
+        budget=Budget(minutes=minutes, steps=steps, save_minutes=save_minutes),
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    print(output)
+
+
+@app.command(epilog=EPILOG)
 def base(
     vae: Annotated[Path, typer.Option(help="The folder of a trained VAE.")],
     clips: Annotated[
         list[str], typer.Option(help="FRAMESxHEIGHTxWIDTH=COUNT: clips to render, encode and keep. Repeatable.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder.")] = Path("runs/base"),
-    start: Annotated[Path | None, typer.Option(help="A run's folder to take the weights from.")] = None,
+    text: Annotated[Path | None, typer.Option(help="The folder of a text run, to begin from.")] = None,
+    start: Annotated[Path | None, typer.Option(help="Or another base run's folder, to take all weights from.")] = None,
     minutes: Minutes = None,
     steps: Steps = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips in a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of the blocks' Muon.")] = 5e-3,
+    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of the blocks' Muon.")] = 2e-3,
     compile: Annotated[bool, typer.Option(help="Compile the blocks: a minute's wait, then faster steps.")] = True,
     seed: Seed = 0,
     save_minutes: SaveMinutes = 5.0,
 ) -> None:
-    """Train the text encoder and the DiT on latents of rendered clips."""
+    """Train the DiT, and the text encoder with it, on latents of rendered clips."""
     require_budget(minutes, steps)
-    shapes = [parse_clips(text) for text in clips]
+    shapes = [parse_clips(shape) for shape in clips]
     require_vae(vae)
+    if (text is None) == (start is None):
+        raise UsageError("A base run begins with --text or --start, one of them.", tip="for example --text runs/text.")
+    if text:
+        require_text(text)
     if start:
         require_run(start)
     make_folder(output)
@@ -107,6 +140,7 @@ def base(
         output,
         vae=vae,
         shapes=shapes,
+        text_encoder=text / "text_encoder" if text else None,
         start=start,
         budget=Budget(minutes=minutes, steps=steps, save_minutes=save_minutes),
         batch_size=batch_size,
@@ -158,6 +192,14 @@ def require_vae(folder: Path) -> None:
     """Raise `UsageError` unless a VAE lies in `folder`."""
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder} is not a VAE's folder.", tip="train one: vgen train vae --minutes 25 -o runs/vae.")
+
+
+def require_text(folder: Path) -> None:
+    """Raise `UsageError` unless a text run has saved its weights in `folder`."""
+    if not (folder / "text_encoder" / "config.json").is_file():
+        raise UsageError(
+            f"{folder} is not a text run's folder.", tip="train one: vgen train text --steps 1500 -o runs/text."
+        )
 
 
 def require_run(folder: Path) -> None:

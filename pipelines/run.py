@@ -166,7 +166,10 @@ class _Run:
             timings={"load": self.report.timings["load"], **generation.timings},
             created=datetime.now().astimezone(),
         )
-        video.save(generation.frames, job.output, fps=job.plan.fps, manifest=made)
+        if generation.sound is not None and job.output.suffix.lower() not in video.SOUND_ENCODERS:
+            formats = " or ".join(video.SOUND_ENCODERS)
+            self.warn(f"{job.output.suffix} has no place for the sound that the model made.\nTip: write {formats}.")
+        video.save(generation.frames, job.output, fps=job.plan.fps, manifest=made, sound=generation.sound)
         files.write_text(manifest.sidecar(job.output), json.dumps(made, indent=2) + "\n")
         self.report.made.append(job)
         for stage, seconds in (*generation.timings.items(), ("write", time.perf_counter() - start)):

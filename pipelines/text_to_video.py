@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgen import files, options
-from vgen.conditioning.frames import KnownFrames, first_frame, fit_image, open_image
+from vgen.backbones import Shot
+from vgen.conditioning.frames import GivenImages, ImageCondition, fit_image, open_image
 from vgen.errors import VgenError
 from vgen.request import GenerateRequest, Plan
 from vgen.runtime import noise_generator, synchronize
-from vgen.sampling import SAMPLERS
+from vgen.sampling import SAMPLERS, bind
 from vgen.sampling.flow import OnStep
 from vgen.sampling.guidance import classifier_free
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vgen.backbones import Backbone
+    from vgen.video import Sound
 
 # Called when a stage begins, with its name: "encode", "denoise" or "decode".
 OnStage = Callable[[str], None]
@@ -31,7 +34,7 @@ OnStage = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """A finished video, its latents, and the seconds that each stage took.
+    """A finished video, its latents, the seconds that each stage took, and the sound of a model that makes one.
 
     frames uint8 [F, H, W, 3]; latents float32 [1, C, T, h, w] on the CPU.
     """
@@ -39,6 +42,7 @@ class Generation:
     frames: np.ndarray
     latents: Tensor
     timings: dict[str, float]
+    sound: Sound | None = None
 
 
 def generate(
@@ -65,22 +69,27 @@ def generate(
 
     with torch.inference_mode():
         with stages("encode"):
-            guided = plan.guidance_scale > 1
-            text, *negative = backbone.encode_prompt([plan.prompt, plan.negative_prompt] if guided else [plan.prompt])
-            known = _known_frames(plan, backbone, on_warning)
+            shot = _shot(plan)
+            images = _given_images(plan, on_warning)
+            (text,) = backbone.encode_prompt([plan.prompt], images)
+            (negative,) = backbone.encode_prompt([plan.negative_prompt]) if plan.cfg_scale > 1 else (None,)
+            image = ImageCondition() if images is None else backbone.encode_images(images, shot)
 
         with stages("denoise"):
-            shape = (1, *backbone.latent_shape(plan.num_frames, plan.height, plan.width))
-            noise = torch.randn(shape, generator=noise_generator(plan.seed)).to(backbone.runtime.device)
-            mask = None if known is None else known.mask
-            flow = classifier_free(
-                lambda latents, sigma, text: backbone.velocity(latents, sigma, text, mask),
-                text,
-                negative[0] if guided else None,
-                plan.guidance_scale,
+            noise = backbone.noise(shot)
+            known = image.known
+            velocity = functools.partial(
+                backbone.velocity,
+                known=None if known is None else known.mask,
+                shot=shot,
+                image=image.inputs,
+                guidance_scale=plan.embedded_guidance_scale,
             )
-            sigmas = backbone.sigmas(plan.num_inference_steps)
-            latents = sampler(flow if known is None else known.held(flow), noise, sigmas, on_step=on_step)
+            flow = classifier_free(velocity, text, negative, _guidance_scale(plan, backbone))
+            sigmas = backbone.sigmas(plan.num_inference_steps, shot)
+            solve = bind(sampler, lambda: backbone.native_scheduler(plan.num_inference_steps, shot))
+            start = image.start(noise)
+            latents = solve(flow if known is None else known.held(flow), start, sigmas, on_step=on_step)
             latents = latents if known is None else known.hold(latents)
 
         if not bool(latents.isfinite().all()):
@@ -91,19 +100,30 @@ def generate(
         if save_latents is not None:
             save_latents(latents.cpu())
         with stages("decode"):
-            frames = backbone.decode(latents)[0].cpu().numpy()
-    return Generation(frames=frames, latents=latents.cpu(), timings=stages.timings)
+            frames = backbone.decode(latents, shot)[0].cpu().numpy()
+            sound = backbone.decode_sound(latents, shot)
+    return Generation(frames=frames, latents=latents.cpu(), timings=stages.timings, sound=sound)
 
 
 def decode_latents(path: Path, backbone: Backbone, *, on_stage: OnStage | None = None) -> Generation:
     """Return the video of a latents file that `save_latents` wrote; `timings` has "decode" only."""
     import torch
 
-    latents, _ = load_latents(path)
+    latents, request = load_latents(path)
+    defaults = backbone.checkpoint.defaults
+    shot = Shot(
+        num_frames=request.num_frames or defaults.num_frames,
+        height=request.height or defaults.height,
+        width=request.width or defaults.width,
+        fps=request.fps or defaults.fps,
+        generator=noise_generator(request.seed or 0),
+    )
     stages = _Stages(backbone, on_stage)
     with torch.inference_mode(), stages("decode"):
-        frames = backbone.decode(latents.to(backbone.runtime.device))[0].cpu().numpy()
-    return Generation(frames=frames, latents=latents, timings=stages.timings)
+        on_device = latents.to(backbone.runtime.device)
+        frames = backbone.decode(on_device, shot)[0].cpu().numpy()
+        sound = backbone.decode_sound(on_device, shot)
+    return Generation(frames=frames, latents=latents, timings=stages.timings, sound=sound)
 
 
 def save_latents(path: Path, latents: Tensor, plan: Plan) -> None:
@@ -160,20 +180,38 @@ class _Stages:
         self.timings[name] = time.perf_counter() - start
 
 
-def _known_frames(plan: Plan, backbone: Backbone, on_warning: Callable[[str], None]) -> KnownFrames | None:
+def _shot(plan: Plan) -> Shot:
+    return Shot(
+        num_frames=plan.num_frames,
+        height=plan.height,
+        width=plan.width,
+        fps=plan.fps,
+        generator=noise_generator(plan.seed),
+    )
+
+
+def _given_images(plan: Plan, on_warning: Callable[[str], None]) -> GivenImages | None:
     import torch
+
+    def frame(path: Path) -> Tensor:
+        image = open_image(path)
+        if image.width * plan.height != image.height * plan.width:
+            on_warning(
+                f"The image is {image.width}x{image.height} and the video {plan.width}x{plan.height}: "
+                "the image's edges are cut off."
+            )
+        return torch.tensor(fit_image(image, plan.width, plan.height))[None, None]
 
     if plan.image is None:
         return None
-    image = open_image(plan.image)
-    if image.width * plan.height != image.height * plan.width:
-        on_warning(
-            f"The image is {image.width}x{image.height} and the video {plan.width}x{plan.height}: "
-            "the image's edges are cut off."
-        )
-    frames = torch.tensor(fit_image(image, plan.width, plan.height))[None, None]
-    num_latent_frames = backbone.latent_shape(plan.num_frames, plan.height, plan.width)[1]
-    return first_frame(backbone.encode_frames(frames), num_latent_frames)
+    return GivenImages(first=frame(plan.image), last=None if plan.last_image is None else frame(plan.last_image))
+
+
+def _guidance_scale(plan: Plan, backbone: Backbone) -> float | Callable[[Tensor], float]:
+    second = plan.guidance_scale_2
+    if second is None:
+        return plan.cfg_scale
+    return lambda sigma: second if backbone.is_below_boundary(sigma) else plan.cfg_scale
 
 
 def _prompt_warnings(plan: Plan, backbone: Backbone) -> list[str]:

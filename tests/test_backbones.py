@@ -11,6 +11,7 @@ from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.parity import Lengths, reinstall
 from vgen import backbones
 from vgen.backbones.wan import Wan
 from vgen.checkpoints import resolve
@@ -140,6 +141,21 @@ def test_any_subset_of_latent_frames_may_be_known(expanded: Wan) -> None:
         plain = expanded.velocity(latents, SIGMA, text)
     assert (some - plain).abs().max() > 1e-4
     assert torch.equal(none, plain)
+
+
+def test_the_grid_and_the_slots_are_what_the_model_sees(wan: Wan) -> None:
+    latents, text = latents_of(wan), wan.encode_prompt(["a red ball"])[0].detach()
+    frames, rows, columns = wan.token_grid(9, 32, 48)
+    assert (frames, rows, columns) == (3, 2, 3)
+    assert len(wan.blocks()) == len(wan.attention_slots()) == wan.transformer.config.num_layers
+    lengths = [Lengths(slot) for slot in wan.attention_slots()]
+    with torch.no_grad():
+        before = wan.velocity(latents, SIGMA, text)
+        assert [look.seen for look in lengths] == [[(frames * rows * columns, wan.num_text_tokens())]] * len(lengths)
+        for look in lengths:
+            look.handle.remove()
+        reinstall(wan.attention_slots())
+        assert torch.equal(wan.velocity(latents, SIGMA, text), before)
 
 
 def test_frames_go_to_normalised_latents_and_back(wan: Wan) -> None:

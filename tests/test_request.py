@@ -72,7 +72,11 @@ def test_seeds_are_drawn_anew() -> None:
         ({"seed": MAX_SEED + 1}, "A seed of", f"from 0 to {MAX_SEED}"),
         ({"num_inference_steps": 0}, "0 steps are not legal", "from 1 to 1000"),
         ({"guidance_scale": float("nan")}, "A guidance scale of nan", "choose 1"),
-        ({"sampler": "eular"}, 'no sampler "eular". Did you mean "euler"?', "choose one of: euler, heun, dpm++."),
+        (
+            {"sampler": "eular"},
+            'no sampler "eular". Did you mean "euler"?',
+            "choose one of: euler, heun, dpm++, native.",
+        ),
         ({"sampler": "heun:x=1"}, 'The sampler "heun" has no option "x"', 'it takes no options: write "heun".'),
         ({"device": "gpu"}, 'no device "gpu"', "choose one of"),
         ({"device": "cuda:x"}, 'no device "cuda:x"', "cuda:1"),

@@ -100,7 +100,12 @@ def _anchored(request: GenerateRequest, checkpoint: Checkpoint) -> GenerateReque
         model = str(checkpoint.folder)
     elif checkpoint.source == "hub":
         model = checkpoint.anchored_name
-    return replace(request, model=model, image=request.image and request.image.absolute())
+    return replace(
+        request,
+        model=model,
+        image=request.image and request.image.absolute(),
+        last_image=request.last_image and request.last_image.absolute(),
+    )
 
 
 def _line(number: int, line: bytes, defaults: Mapping[str, Any], *, is_jsonl: bool) -> PromptLine:

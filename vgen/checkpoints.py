@@ -30,7 +30,7 @@ HASHED_AT_LOAD = 2 * 2**30
 class Defaults:
     """What a checkpoint takes when the user says nothing; sizes in pixels, `fps` in frames per second.
 
-    `guidance_scale_2` is that of a second transformer, where there is one. `shift` is the recommended shift of the
+    `guidance_scale_2` is that of a second transformer, where it differs. `shift` is the recommended shift of the
     flow's schedule; None: as the checkpoint's own scheduler says. `timesteps`, of 1000, are the noise levels that a
     few-step student was trained at; empty for other models.
     """
@@ -51,7 +51,7 @@ class Defaults:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Which requests a checkpoint can take at all.
+    """Which sizes and lengths a checkpoint takes.
 
     Sizes are multiples of `size_multiple` up to `max_size` pixels, or with `fixed_size` one of the checkpoint's
     `sizes` and no other; frame counts are `frame_multiple` * k + 1 up to `max_frames`.
@@ -68,22 +68,30 @@ class Rules:
 class Capabilities:
     """What a checkpoint can do, and what can be done with it.
 
-    `image_to_video` is from a first frame, in whatever way the family has; `known_frames` is from any frames, which
-    needs a timestep per token; `identity` is from a face. With `embedded_guidance` the guidance scale is an input of
-    the model and costs no second pass. `context_parallel` is over several GPUs, `attention` by other methods than the
-    dense one.
+    `image_to_video` is from a first frame, in whatever way the family has, and `last_image` is to a last one, too;
+    `known_frames` is from any frames, which needs a timestep per token; `identity` is from a face. With
+    `embedded_guidance` the guidance scale is an input of the model and costs no second pass. `two_transformers` share
+    the noise levels and may have a guidance scale each. `context_parallel` is over several GPUs, `attention` by other
+    methods than the dense one.
     """
 
     text_to_video: bool = False
     image_to_video: bool = False
+    last_image: bool = False
     known_frames: bool = False
     identity: bool = False
     audio: bool = False
+    embedded_guidance: bool = False
+    two_transformers: bool = False
     lora: bool = False
     cache: bool = False
     context_parallel: bool = False
     attention: bool = False
-    embedded_guidance: bool = False
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether it only continues an image."""
+        return self.image_to_video and not self.text_to_video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,8 +380,9 @@ def _described(name: str, folder: Path, *, source: Source, repo: str | None, rev
         raise CheckpointError(
             f'"{name}" is a {pipeline}, a family that vgen cannot run.', tip=f"it runs: {', '.join(known)}."
         )
-    known_frames = bool(index.get("expand_timesteps", False))
-    from_image = "ImageToVideo" in pipeline
+    kind = families[family]["pipelines"][pipeline]
+    transformer = _read_json(folder / "transformer" / "config.json")
+    rules = _rules(folder, transformer, families[family])
     return Checkpoint(
         name=name,
         family=family,
@@ -383,15 +392,13 @@ def _described(name: str, folder: Path, *, source: Source, repo: str | None, rev
         revision=revision,
         licence="",
         files=(),
-        defaults=_defaults(families[family]["defaults"]),
-        knows="",
-        rules=_rules(folder, Rules(**families[family]["rules"])),
-        can=replace(
-            _capabilities(families[family]["can"]),
-            text_to_video=not from_image,
-            image_to_video=from_image or known_frames,
-            known_frames=known_frames,
+        defaults=_defaults(
+            {**families[family]["defaults"], **kind.get("defaults", {}), **_guidance(folder, transformer)}
         ),
+        knows="",
+        rules=rules,
+        can=_what_it_can(index, transformer, _capabilities([*families[family]["can"], *kind["can"]])),
+        sizes=_fixed_sizes(transformer, rules),
     )
 
 
@@ -399,28 +406,71 @@ def _defaults(values: Mapping[str, Any]) -> Defaults:
     return Defaults(**{**values, "timesteps": tuple(values.get("timesteps", ()))})
 
 
+def _guidance(folder: Path, transformer: Mapping[str, Any]) -> dict[str, float]:
+    """Return the checkpoint's own guidance scale: its guider's, or none where a distilled one has no place for it."""
+    guider = folder / "guider" / "guider_config.json"
+    if guider.is_file():
+        return {"guidance_scale": float(_read_json(guider).get("guidance_scale", 1.0))}
+    return {} if transformer.get("guidance_embeds", True) else {"guidance_scale": 1.0}
+
+
 def _capabilities(words: list[str]) -> Capabilities:
     return Capabilities(**{word.replace("-", "_"): True for word in words})
 
 
-def _rules(folder: Path, rules: Rules) -> Rules:
-    """Replace the family's rules by what the configurations of the VAE and the transformer say.
+def _what_it_can(index: Mapping[str, Any], transformer: Mapping[str, Any], can: Capabilities) -> Capabilities:
+    """Add what model_index.json switches on to the capabilities of a pipeline, and leave out what a model lacks."""
+    if index.get("expand_timesteps"):
+        can = replace(can, text_to_video=True, image_to_video=True, known_frames=True, last_image=False)
+    # An image encoder sees two images only where its transformer has places for both.
+    sees_two = transformer.get("image_dim") is None or transformer.get("pos_embed_seq_len") is not None
+    return replace(
+        can,
+        last_image=can.last_image and sees_two,
+        two_transformers=index.get("boundary_ratio") is not None,
+        embedded_guidance=can.embedded_guidance and bool(transformer.get("guidance_embeds", True)),
+    )
+
+
+def _rules(folder: Path, transformer: Mapping[str, Any], family: Mapping[str, Any]) -> Rules:
+    """Return the family's rules with those replaced that the configurations of VAE and transformer tell.
 
     The VAE says how many pixels and frames one latent stands for, under one of two names, and the transformer how many
-    latents a token does and, in Wan, how many tokens fit along an axis.
+    latents a token does and how many tokens or frames it has positions for.
     """
-    transformer = _read_json(folder / "transformer" / "config.json")
+    rules = Rules(**family["rules"])
     vae = _read_json(folder / "vae" / "config.json")
-    patch = transformer.get("patch_size", (1, 2, 2))
-    patch = patch if isinstance(patch, int) else max(patch[1:])
     spatial = vae.get("scale_factor_spatial") or vae.get("spatial_compression_ratio")
     temporal = vae.get("scale_factor_temporal") or vae.get("temporal_compression_ratio")
-    size_multiple = spatial * patch if spatial else rules.size_multiple
-    frame_multiple = temporal or rules.frame_multiple
-    rules = replace(rules, size_multiple=size_multiple, frame_multiple=frame_multiple)
-    if (positions := transformer.get("rope_max_seq_len")) is not None:
-        rules = replace(rules, max_size=size_multiple * positions, max_frames=frame_multiple * (positions - 1) + 1)
-    return rules
+    size_multiple = spatial * _patch(transformer) if spatial else rules.size_multiple
+    frame_multiple = temporal * family.get("latent_frames_at_once", 1) if temporal else rules.frame_multiple
+    max_size, max_frames = rules.max_size // size_multiple * size_multiple, rules.max_frames
+    if positions := transformer.get("rope_max_seq_len"):
+        max_size, max_frames = size_multiple * positions, frame_multiple * (positions - 1) + 1
+    elif "sample_frames" in transformer and not transformer.get("patch_size_t"):
+        # CogVideoX 1.0; of 1.5, whose tokens span two latent frames, this is the smaller of two lengths.
+        max_frames = transformer["sample_frames"]
+    return Rules(
+        size_multiple=size_multiple,
+        frame_multiple=frame_multiple,
+        max_size=max_size,
+        max_frames=max_frames,
+        fixed_size=bool(transformer.get("use_learned_positional_embeddings")),
+    )
+
+
+def _fixed_sizes(transformer: Mapping[str, Any], rules: Rules) -> tuple[tuple[int, int], ...]:
+    """Return the one size of a model whose positions are learned; of others the configurations tell none."""
+    if not rules.fixed_size:
+        return ()
+    pixels = rules.size_multiple // _patch(transformer)
+    return ((transformer["sample_width"] * pixels, transformer["sample_height"] * pixels),)
+
+
+def _patch(transformer: Mapping[str, Any]) -> int:
+    """Return how many latents a token spans along a side."""
+    patch = transformer.get("patch_size", (1, 2, 2))
+    return patch if isinstance(patch, int) else max(patch[1:])
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def build(
         "request": {**plan.to_dict(), "dtype": runtime.dtype},
         "seed": plan.seed,
         "image_sha256": plan.image and integrity.sha256(plan.image),
+        "last_image_sha256": plan.last_image and integrity.sha256(plan.last_image),
         "checkpoint": dict(checkpoint),
         "device": runtime.device,
         "dtype": runtime.dtype,
@@ -89,12 +90,15 @@ def read(path: Path) -> Manifest:
 def request(manifest: Manifest, changes: Mapping[str, Any]) -> GenerateRequest:
     """Return the request that makes the manifest's video again, but for the fields in `changes`.
 
-    Raises `VgenError` when the image that it started from is not the same any more.
+    Raises `VgenError` when an image that it began or ended with is not the same any more.
     """
     asked = GenerateRequest.from_dict(batch.merge(manifest["request"], changes))
-    image = asked.image if "image" not in changes else None
-    if image is not None and image.is_file() and integrity.sha256(image) != manifest["image_sha256"]:
-        raise VgenError(f"The image {image} has changed since the video was made.", tip="give one with --image.")
+    for name, image in (("image", asked.image), ("last_image", asked.last_image)):
+        if image is None or name in changes or not image.is_file():
+            continue
+        if integrity.sha256(image) != manifest[f"{name}_sha256"]:
+            option = "--" + name.replace("_", "-")
+            raise VgenError(f"The image {image} has changed since the video was made.", tip=f"give one with {option}.")
     return asked
 
 

@@ -24,7 +24,9 @@ class GenerateRequest:
     """One video as asked for; None means "as the checkpoint says".
 
     `width` and `height` are in pixels, `seconds` is an alternative to `num_frames`, `fps` is in frames per second,
-    `sampler` is `name` or `name:key=value`, and `image` is the path of the first frame.
+    `sampler` is `name` or `name:key=value`, and `image` and `last_image` are the paths of the first and the last
+    frame. As in diffusers, `guidance_scale_2` is for the second of two transformers, and `true_cfg_scale` is
+    classifier-free guidance for a model that takes `guidance_scale` as an input.
     """
 
     prompt: str
@@ -33,6 +35,8 @@ class GenerateRequest:
     seed: int | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    guidance_scale_2: float | None = None
+    true_cfg_scale: float | None = None
     width: int | None = None
     height: int | None = None
     num_frames: int | None = None
@@ -40,6 +44,7 @@ class GenerateRequest:
     fps: float | None = None
     sampler: str | None = None
     image: Path | None = None
+    last_image: Path | None = None
     device: str = "auto"
     dtype: str = "auto"
 
@@ -75,16 +80,29 @@ class Plan:
     seed: int
     num_inference_steps: int
     guidance_scale: float
+    guidance_scale_2: float | None
+    true_cfg_scale: float | None
     width: int
     height: int
     num_frames: int
     fps: float
     sampler: str
     image: Path | None
+    last_image: Path | None
     device: str
     dtype: str
     checkpoint: Checkpoint
     notes: tuple[str, ...] = ()
+
+    @property
+    def cfg_scale(self) -> float:
+        """The scale of classifier-free guidance, under whichever name the checkpoint has it."""
+        return self.guidance_scale if self.true_cfg_scale is None else self.true_cfg_scale
+
+    @property
+    def embedded_guidance_scale(self) -> float | None:
+        """The scale that is an input of the model, where it takes one."""
+        return self.guidance_scale if self.checkpoint.can.embedded_guidance else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as values that JSON can hold and `GenerateRequest.from_dict` reads."""
@@ -108,10 +126,10 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
     sampler = _given(request.sampler, defaults.sampler)
     options.parse(sampler, SAMPLERS, what="sampler")
     runtime.check_names(request.device, request.dtype)
+    _check_images(request, checkpoint)
     width = _size("width", _given(request.width, defaults.width), rules)
     height = _size("height", _given(request.height, defaults.height), rules)
     _check_fixed_size(width, height, checkpoint)
-    _check_image(request.image, checkpoint)
     return Plan(
         prompt=request.prompt,
         negative_prompt=_given(request.negative_prompt, defaults.negative_prompt),
@@ -119,12 +137,15 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
         seed=_seed(request.seed),
         num_inference_steps=_steps(_given(request.num_inference_steps, defaults.num_inference_steps)),
         guidance_scale=_guidance_scale(_given(request.guidance_scale, defaults.guidance_scale)),
+        guidance_scale_2=_guidance_scale_2(request, checkpoint),
+        true_cfg_scale=_true_cfg_scale(request.true_cfg_scale, checkpoint),
         width=width,
         height=height,
         num_frames=_num_frames(request, fps, checkpoint, notes),
         fps=fps,
         sampler=sampler,
         image=request.image,
+        last_image=request.last_image,
         device=request.device,
         dtype=request.dtype,
         checkpoint=checkpoint,
@@ -157,10 +178,10 @@ def _size(name: str, value: int, rules: Rules) -> int:
 
 def _check_fixed_size(width: int, height: int, checkpoint: Checkpoint) -> None:
     if checkpoint.rules.fixed_size and (width, height) not in checkpoint.sizes:
-        sizes = [f"--width {w} --height {h}" for w, h in checkpoint.sizes]
+        learned = " or ".join(f"{w}x{h}" for w, h in checkpoint.sizes)
         raise UsageError(
-            f'A size of {width}x{height} is not legal: "{checkpoint.name}" was made for others.',
-            tip=f"use {' or '.join(sizes)}.",
+            f'A size of {width}x{height} is not legal: "{checkpoint.name}" has learned {learned} only.',
+            tip=f"use {' or '.join(f'--width {w} --height {h}' for w, h in checkpoint.sizes)}.",
         )
 
 
@@ -220,22 +241,51 @@ def _guidance_scale(guidance_scale: float) -> float:
     return guidance_scale
 
 
-def _check_image(image: Path | None, checkpoint: Checkpoint) -> None:
+def _guidance_scale_2(request: GenerateRequest, checkpoint: Checkpoint) -> float | None:
+    if request.guidance_scale_2 is not None:
+        if not checkpoint.can.two_transformers:
+            raise UsageError(
+                f'The model "{checkpoint.name}" has one transformer, and so one guidance scale.',
+                tip="use --guidance-scale alone.",
+            )
+        return _guidance_scale(request.guidance_scale_2)
+    # As in diffusers, one scale that is given is for both; the checkpoint's two go together.
+    return checkpoint.defaults.guidance_scale_2 if request.guidance_scale is None else None
+
+
+def _true_cfg_scale(guidance_scale: float | None, checkpoint: Checkpoint) -> float | None:
+    if not checkpoint.can.embedded_guidance:
+        if guidance_scale is None:
+            return None
+        raise UsageError(
+            f'The guidance of the model "{checkpoint.name}" is classifier-free already.', tip="use --guidance-scale."
+        )
+    return _guidance_scale(_given(guidance_scale, 1.0))
+
+
+def _check_images(request: GenerateRequest, checkpoint: Checkpoint) -> None:
     from vgen.conditioning.frames import open_image
 
-    if image is None:
-        if checkpoint.can.image_to_video and not checkpoint.can.text_to_video:
+    can = checkpoint.can
+    if request.image is None:
+        if can.needs_image:
             raise UsageError(
                 f'The model "{checkpoint.name}" makes videos from a first image, and none is given.',
                 tip="give one with --image.",
             )
+        if request.last_image is not None:
+            raise UsageError("There is a last image and no first one.", tip="give both: --image and --last-image.")
         return
-    if not (checkpoint.can.image_to_video or checkpoint.can.known_frames):
+    if not can.image_to_video:
         raise UsageError(
             f'The model "{checkpoint.name}" cannot start from an image: it was not trained to.',
             tip="leave the image out, or use a model that can: vgen models list tells which.",
         )
-    open_image(image)
+    if request.last_image is not None:
+        if not can.last_image:
+            raise UsageError(f'The model "{checkpoint.name}" cannot end with an image.', tip="leave out --last-image.")
+        open_image(request.last_image)
+    open_image(request.image)
 
 
 def _given(value: T | None, default: T) -> T:

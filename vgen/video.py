@@ -40,9 +40,22 @@ ENCODERS: dict[str, list[str]] = {
     ".gif": ["-filter_complex", PALETTE, "-f", "gif"],
 }
 SUFFIXES = (*ENCODERS, ".png")
+# Formats that have a sound track. Opus takes few sampling rates: ffmpeg converts to the nearest.
+SOUND_ENCODERS: dict[str, list[str]] = {
+    ".mp4": ["-c:a", "aac", "-b:a", "192k"],
+    ".webm": ["-c:a", "libopus", "-b:a", "128k"],
+}
 
 MANIFEST_TAG = "vgen"
 SIZE_TAG = "vgen_size"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sound:
+    """A sound track in memory: `waveform` [channels, samples] float32 from -1 to 1, samples per second."""
+
+    waveform: NDArray[np.float32]
+    sampling_rate: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +67,13 @@ class Video:
     tags: dict[str, str]
 
 
-def save(frames: Frames, path: Path, *, fps: float, manifest: Mapping[str, Any] | None = None) -> None:
+def save(
+    frames: Frames, path: Path, *, fps: float, manifest: Mapping[str, Any] | None = None, sound: Sound | None = None
+) -> None:
     """Write `frames` [F, H, W, 3] uint8 to `path` as its suffix says; .png makes a folder, one file per frame.
 
-    The manifest goes into the tags of .mp4 and .webm; .gif and .png have no place for it. H.264 with 4:2:0 chroma
+    The manifest goes into the tags of .mp4 and .webm, and a sound into a track of theirs, AAC and Opus; .gif and .png
+    have no place for either. H.264 with 4:2:0 chroma
     stores even sizes only: an odd side is padded by repeating its last line, never rescaled, and `read` takes the line
     off again. Raises `UsageError` for another suffix and `VgenError` when writing fails, which leaves nothing behind.
     """
@@ -77,7 +93,14 @@ def save(frames: Frames, path: Path, *, fps: float, manifest: Mapping[str, Any] 
         metadata = Path(folder, "tags")
         metadata.write_text(_ffmetadata(tags), encoding="utf-8")
         raw = ["-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{width}x{height}", "-framerate", str(fps)]
-        inputs = [*raw, "-i", "pipe:0", "-f", "ffmetadata", "-i", str(metadata), "-map_metadata", "1"]
+        inputs = [*raw, "-i", "pipe:0", "-f", "ffmetadata", "-i", str(metadata)]
+        if sound is not None and suffix in SOUND_ENCODERS:
+            samples = Path(folder, "sound")
+            samples.write_bytes(np.ascontiguousarray(sound.waveform.T, np.dtype("<f4")).tobytes())
+            rate, channels = str(sound.sampling_rate), str(len(sound.waveform))
+            inputs += ["-f", "f32le", "-ar", rate, "-ac", channels, "-i", str(samples)]
+            inputs += ["-map", "0:v", "-map", "2:a", *SOUND_ENCODERS[suffix]]
+        inputs += ["-map_metadata", "1"]
         pixels = np.ascontiguousarray(frames).reshape(-1).data
         done = _ffmpeg("-y", *inputs, *ENCODERS[suffix], _url(part), stdin=pixels)
         if done.returncode:

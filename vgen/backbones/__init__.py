@@ -4,32 +4,69 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from vgen import hub
 from vgen.checkpoints import Checkpoint, fetch, verify
 from vgen.errors import CheckpointError
 from vgen.runtime import Runtime
+from vgen.sampling.flow import Scheduler
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor, nn
+
+    from vgen.conditioning.frames import GivenImages, ImageCondition
+    from vgen.video import Sound
 
 # Family -> the module and class that loads it, imported only when a checkpoint of the family is.
-FAMILIES = {"wan": "vgen.backbones.wan:Wan"}
+FAMILIES = {
+    "wan": "vgen.backbones.wan:Wan",
+    "hunyuan-video": "vgen.backbones.hunyuan_video:HunyuanVideo",
+    "hunyuan-video-1.5": "vgen.backbones.hunyuan_video_15:HunyuanVideo15",
+    "cogvideox": "vgen.backbones.cogvideox:CogVideoX",
+    "ltx-video": "vgen.backbones.ltx_video:LTXVideo",
+    "ltx-2": "vgen.backbones.ltx_2:LTX2",
+}
 
 
 # What one prompt is to a model: a tensor, or several with their masks. Only the backbone that made it looks inside.
 TextCondition: TypeAlias = Any
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """One video to be made, as far as a model knows it besides its prompt.
+
+    Sizes are in pixels, `fps` in frames per second. All that is random comes from `generator`, in the order in which
+    the family's stock pipeline draws it.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+    generator: Generator
+
+
 class Backbone(Protocol):
-    """A loaded checkpoint. Latents are float32 [B, C, T, h, w] on the runtime's device."""
+    """A loaded checkpoint. Latents are float32 [B, C, T, h, w] on the runtime's device.
+
+    A model of more than frames packs the rest into the same tensor, behind the frames in T, so that samplers, guidance
+    and known frames are the same for all; only the backbone takes them apart.
+    """
 
     checkpoint: Checkpoint
     runtime: Runtime
 
-    def encode_prompt(self, prompts: Sequence[str]) -> list[TextCondition]:
-        """Return what `velocity` takes, for each of the prompts."""
+    def encode_prompt(self, prompts: Sequence[str], images: GivenImages | None = None) -> list[TextCondition]:
+        """Return what `velocity` takes, for each of the prompts.
+
+        `images` are given with the prompt that tells of them, and not with a negative one: some text encoders see.
+        """
+
+    def encode_images(self, images: GivenImages, shot: Shot) -> ImageCondition:
+        """Return what given images are to the loop and to `velocity`, for a shot of their size."""
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Return the words of a prompt that the tokenizer does not know, each once, in order."""
@@ -40,17 +77,61 @@ class Backbone(Protocol):
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Return (C, T, h, w) for a video of frames and pixels."""
 
-    def sigmas(self, num_inference_steps: int) -> Tensor:
-        """Return the checkpoint's own schedule, float32 [N + 1], from noise to 0."""
+    def noise(self, shot: Shot) -> Tensor:
+        """Return the latents [1, C, T, h, w] that a shot starts from."""
 
-    def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition, known: Tensor | None = None) -> Tensor:
-        """Return dx/dsigma, float32 as latents; `known` is true where the latents are given and free of noise."""
+    def sigmas(self, num_inference_steps: int, shot: Shot) -> Tensor:
+        """Return the checkpoint's own schedule for a shot, float32 [N + 1], from noise to 0."""
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Return latents for frames uint8 [B, F, H, W, 3]."""
+    def native_scheduler(self, num_inference_steps: int, shot: Shot) -> Scheduler:
+        """Return the checkpoint's own scheduler for `sigmas`, which serves one video.
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return frames uint8 [B, F, H, W, 3] for latents."""
+        Raises `CheckpointError` where it cannot be stepped from the velocities of a flow.
+        """
+
+    def velocity(
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        text: TextCondition,
+        known: Tensor | None = None,
+        *,
+        shot: Shot,
+        image: Any = None,
+        guidance_scale: float | None = None,
+    ) -> Tensor:
+        """Return dx/dsigma, float32 as latents; `known` is true where the latents are given and free of noise.
+
+        `image` is `inputs` of an `ImageCondition`. `guidance_scale` is what a model is told that was distilled to be
+        guided by itself; one that was not ignores it.
+        """
+
+    def is_below_boundary(self, sigma: Tensor) -> bool:
+        """Return whether a checkpoint's second transformer runs at a sigma; asked only where there are two."""
+
+    def encode_frames(self, frames: Tensor, generator: Generator | None = None) -> Tensor:
+        """Return latents for frames uint8 [B, F, H, W, 3]: their mean, or drawn as the stock pipeline draws them."""
+
+    def decode(self, latents: Tensor, shot: Shot) -> Tensor:
+        """Return frames uint8 [B, F, H, W, 3] for latents of a shot."""
+
+    def decode_sound(self, latents: Tensor, shot: Shot) -> Sound | None:
+        """Return the sound track of one video's latents; None from a model that makes none."""
+
+    def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Return (T, H, W), the video's tokens in self-attention, of which W are neighbours in the sequence."""
+
+    def num_text_tokens(self) -> int:
+        """Return how many text tokens are in the sequence of self-attention, padding included; 0 where there are none.
+
+        0 where the text is only cross-attended.
+        """
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the transformer's blocks in the order in which they run: where adapters attach."""
+
+    def attention_slots(self) -> list[nn.Module]:
+        """Return the self-attention modules in the order in which they run; each takes `set_processor`."""
 
 
 def load(
@@ -71,10 +152,8 @@ def load(
 
 def require_runnable(checkpoint: Checkpoint) -> None:
     """Raise `CheckpointError` when vgen knows a checkpoint but lacks what it takes to run it."""
-    can = checkpoint.can
     lacks = {
-        f"its family, {checkpoint.family}": checkpoint.family not in FAMILIES,
-        "an image as a condition of its own": can.image_to_video and not can.known_frames,
+        "a face as a condition": checkpoint.can.identity,
         "LoRAs": bool(checkpoint.loras),
         "the few steps that it was distilled for": bool(checkpoint.defaults.timesteps),
     }

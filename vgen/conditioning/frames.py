@@ -1,10 +1,11 @@
-"""Known frames: parts of the video that are given and stay as they are while the rest is generated."""
+"""Given images and known frames: parts of the video that are there before the rest is generated."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vgen.errors import UsageError
 from vgen.sampling.flow import Velocity
@@ -13,6 +14,27 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
     from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenImages:
+    """What a video begins with, and maybe ends with: frames uint8 [1, 1, H, W, 3] of the video's size."""
+
+    first: Tensor
+    last: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageCondition:
+    """How given images reach a model: by latents that are held, by inputs of its own, by the noise; or several.
+
+    `inputs` goes to the backbone's `velocity`, which alone looks inside; `start` makes of the noise [1, C, T, h, w]
+    what the sampler starts from.
+    """
+
+    known: KnownFrames | None = None
+    inputs: Any = None
+    start: Callable[[Tensor], Tensor] = lambda noise: noise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,3 +21,10 @@ class Sampler(Protocol):
     def __call__(
         self, velocity: Velocity, latents: Tensor, sigmas: Tensor, *, on_step: OnStep | None = None
     ) -> Tensor: ...
+
+
+class Scheduler(Protocol):
+    """A checkpoint's own scheduler, its steps set: what it needs beyond a flow's velocity and latents it knows."""
+
+    def step(self, i: int, velocity: Tensor, latents: Tensor) -> Tensor:
+        """Return the latents after step i, for those before it and the velocity there."""

@@ -17,20 +17,21 @@ def classifier_free(
     velocity: Callable[[Tensor, Tensor, Text], Tensor],
     text: Text,
     negative_text: Text | None,
-    guidance_scale: float,
+    guidance_scale: float | Callable[[Tensor], float],
 ) -> Velocity:
     """Return the velocity u + s * (c - u) of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
 
     `velocity(latents [B, C, T, H, W], sigma [], text)` is the model's. The branches run in turn, as diffusers' do: a
     batch of both would round otherwise. Without a negative text, and at a scale of 1 or less, the model runs with the
-    prompt alone.
+    prompt alone. A scale may be a function of sigma.
     """
-    if negative_text is None or guidance_scale <= 1:
+    if negative_text is None or (not callable(guidance_scale) and guidance_scale <= 1):
         return lambda latents, sigma: velocity(latents, sigma, text)
 
     def guided(latents: Tensor, sigma: Tensor) -> Tensor:
         conditional = velocity(latents, sigma, text)
         unconditional = velocity(latents, sigma, negative_text)
-        return unconditional + guidance_scale * (conditional - unconditional)
+        scale = guidance_scale(sigma) if callable(guidance_scale) else guidance_scale
+        return unconditional + scale * (conditional - unconditional)
 
     return guided

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,13 +37,14 @@ CONFIG = {
     "qk_norm": "rms_norm_across_heads",
     "rope_max_seq_len": 1024,
 }
-# Of the normal variable whose sigmoid is sigma: much noise, because only there does the prompt decide what is not seen
-# yet. At a mean of 0.4 most steps could see the scene through the noise, and colours and actions were not learned.
-TIME_MEAN, TIME_SPREAD = 1.6, 1.4
+# Of the normal variable whose sigmoid is sigma: much noise, because only there does the prompt decide what is not
+# seen yet. More tokens show the same through more noise: the mean is for IMAGE_TOKENS tokens and grows with them.
+TIME_MEAN, TIME_SPREAD, IMAGE_TOKENS = 0.8, 1.4, 64
 DROPPED_CAPTIONS = 0.1
+KNOWN_SHARE = 0.3  # of the batches have known frames
 SUBJECT_WEIGHT = 6.0  # of the loss where a subject is, above the background's 1, as the noise goes to 0
 STATISTICS = "latents.json"  # the latents' means and divisors, in a run's folder
-PADDINGS = (48, 64, 64, 64, 64, 64, 64, 128, 512)  # lengths that prompts are padded to; stock pipelines use 512
+PADDINGS = (48,) * 9 + (64, 512)  # lengths that prompts are padded to; stock pipelines use 512
 
 
 class TextToVelocity(nn.Module):
@@ -56,7 +58,7 @@ class TextToVelocity(nn.Module):
     def forward(self, latents: Tensor, timesteps: Tensor, tokens: Tensor, padding: int) -> Tensor:
         """Return the velocity, shaped as `latents` [B, C, T, h, w].
 
-        `timesteps` [B, L] is each video token's own, in [0, 1000]; `tokens` [B, S] are padded with 0 and their
+        `timesteps` [B], or [B, L] for each video token, are in [0, 1000]; `tokens` [B, S] are padded with 0 and their
         embeddings with zeros up to `padding`.
         """
         mask = tokens != 0
@@ -85,17 +87,15 @@ class Batch:
 
 
 def known_frames(rng: random.Random, length: int) -> list[bool]:
-    """Return which of `length` latent frames are given: mostly none; else a start, both ends, an end or any subset."""
+    """Return which of `length` latent frames are given: a start, both ends, an end or any subset."""
     kind = rng.random()
-    if kind < 0.7 or length < 2:
-        return [False] * length
-    if kind < 0.82:
+    if kind < 0.4:
         given = {0}
-    elif kind < 0.88:
+    elif kind < 0.6:
         given = set(range(rng.randrange(1, length)))
-    elif kind < 0.92:
+    elif kind < 0.75:
         given = {0, length - 1}
-    elif kind < 0.95:
+    elif kind < 0.85:
         given = {length - 1}
     else:
         given = set(rng.sample(range(length), rng.randrange(1, length)))
@@ -119,8 +119,14 @@ def batch_maker(
             for pick in picks
         ]  # fmt: skip
         tokens = tokenizer(texts, padding=True, truncation=True, max_length=48, return_tensors="pt").input_ids
-        known = torch.tensor([known_frames(rng, latents.shape[2]) for _ in picks])
-        sigma = torch.sigmoid(TIME_MEAN + TIME_SPREAD * torch.randn(size, generator=generator))
+        # All or none in a batch, because per-token timesteps cost a tenth of a step.
+        some_known = latents.shape[2] > 1 and rng.random() < KNOWN_SHARE
+        known = torch.tensor(
+            [known_frames(rng, latents.shape[2]) if some_known else [False] * latents.shape[2] for _ in picks]
+        )
+        num_tokens = latents[0, 0].numel() / 4
+        mean_time = TIME_MEAN + 0.5 * math.log(num_tokens / IMAGE_TOKENS)
+        sigma = torch.sigmoid(mean_time + TIME_SPREAD * torch.randn(size, generator=generator))
         noise = torch.randn(latents.shape, generator=generator)
         return Batch(
             latents=latents,
@@ -145,8 +151,10 @@ def flow_matching_loss(model: nn.Module, batch: Batch) -> Tensor:
     sigma = torch.where(batch.known, 0.0, batch.sigma[:, None])  # [B, T]
     at = sigma[:, None, :, None, None]
     noisy = (1 - at) * batch.latents + at * batch.noise
-    tokens_per_frame = (batch.latents.shape[3] // 2) * (batch.latents.shape[4] // 2)
-    timesteps = (sigma * 1000).repeat_interleave(tokens_per_frame, 1)
+    timesteps = batch.sigma * 1000
+    if batch.known.any():
+        tokens_per_frame = (batch.latents.shape[3] // 2) * (batch.latents.shape[4] // 2)
+        timesteps = (sigma * 1000).repeat_interleave(tokens_per_frame, 1)
     velocity: Tensor = model(noisy, timesteps, batch.tokens, batch.padding)
     error = (velocity.float() - (batch.noise - batch.latents)).square().mean(1)  # [B, T, h, w]
     weight = 1 + SUBJECT_WEIGHT * (1 - batch.sigma**4).view(-1, 1, 1, 1) * batch.coverage
@@ -158,10 +166,14 @@ def optimizers_of(model: TextToVelocity, learning_rate: float) -> list[torch.opt
     """Return Muon for the transformer blocks' matrices and AdamW for everything else."""
     matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
+    others = [p for p in model.transformer.parameters() if id(p) not in chosen]
+    groups = [
+        {"params": others, "lr": 0.4 * learning_rate},
+        {"params": list(model.text_encoder.parameters()), "lr": 0.04 * learning_rate},
+    ]
     return [
         Muon(matrices, learning_rate, weight_decay=0.01),
-        torch.optim.AdamW(others, 0.4 * learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -180,16 +192,18 @@ def train_base(
     shapes: list[tuple[int, int, int, int]],
     budget: Budget,
     batch_size: int,
+    text_encoder: Path | None = None,
     start: Path | None = None,
     seed: int = 0,
-    learning_rate: float = 5e-3,
+    learning_rate: float = 2e-3,
     compile_blocks: bool = True,
 ) -> TextToVelocity:
     """Train in `folder` and return the averaged model.
 
     `shapes` are (frames, height, width, count) of the clips to render, encode with the VAE in `vae` and learn from;
-    their latents are kept in `folder`. `start` is another run's folder to take the weights from. The latents'
-    statistics come from the first run's first shape and stay with the run: a VAE serves one normalisation.
+    their latents are kept in `folder`. The run begins with the text encoder in `text_encoder`, or with all the weights
+    of another run's folder, `start`. The latents' statistics come from the first run's first shape and stay with the
+    run: a VAE serves one normalisation.
     """
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(mixed_precision="bf16")
@@ -204,7 +218,11 @@ def train_base(
             own = json.dumps(latent_statistics(sets[0].latents), indent=1)
             (folder / STATISTICS).write_text((start / STATISTICS).read_text() if start else own)
     facts = json.loads((folder / STATISTICS).read_text())
-    model = load_run(start) if start else TextToVelocity(text.text_encoder(), WanTransformer3DModel(**CONFIG))
+    if start:
+        model = load_run(start)
+    else:
+        assert text_encoder is not None, "a run begins with a text encoder or another run"
+        model = TextToVelocity(UMT5EncoderModel.from_pretrained(text_encoder), WanTransformer3DModel(**CONFIG))
     model.train().requires_grad_(True)
     make = batch_maker(
         sets,

@@ -1,0 +1,116 @@
+"""The parts that checkpoints are made of: how they are loaded, and what every VAE shares."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vgen.checkpoints import Checkpoint
+from vgen.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+def model_index(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what model_index.json says: `[library, class]` per component, and the pipeline's own settings."""
+    assert checkpoint.folder is not None, "verified before"
+    index: dict[str, Any] = json.loads((checkpoint.folder / "model_index.json").read_text(encoding="utf-8"))
+    return index
+
+
+def component_config(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """Return the config.json of a component, for what has to be known of one that is not loaded."""
+    assert checkpoint.folder is not None, "verified before"
+    config: dict[str, Any] = json.loads((checkpoint.folder / name / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars of its own on stderr, which belongs to the caller."""
+    from transformers.utils import logging as transformers_logging
+
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
+
+
+def load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any) -> Any:
+    """Load what model_index.json names for a component: `[library, class]`; a model where a dtype is among `options`.
+
+    Both libraries import a class's module only when it is asked for, so that this costs what a narrow import does.
+    """
+    assert checkpoint.folder is not None
+    tip = "check that the folder is complete and made by a diffusers that is not newer than this one."
+    try:
+        library, class_name = entry
+        # Besides the two libraries there are the folders of diffusers' pipelines, for classes of one family alone.
+        module = library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
+        component = getattr(importlib.import_module(module), class_name)
+        folder = checkpoint.folder / name
+        if not options:
+            return component.from_pretrained(folder, local_files_only=True)
+        with no_progress_bars():
+            model, info = component.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+            )
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f'Cannot load the {name} of "{checkpoint.name}": {reason}', tip=tip) from error
+    # Both libraries only log what is missing and go on with random values.
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(
+            f'Cannot load the {name} of "{checkpoint.name}": its files lack {len(missing)} weights, the first of them '
+            f"{missing[0]}.",
+            tip=tip,
+        )
+    return model.eval()
+
+
+def load_scheduler(checkpoint: Checkpoint, entry: Any) -> Any:
+    """Load the scheduler, with the shift of its flow's schedule that the checkpoint's defaults tell, if any."""
+    scheduler = load_component(checkpoint, "scheduler", entry)
+    shift = checkpoint.defaults.shift
+    if shift is None:
+        return scheduler
+    name = "flow_shift" if "flow_shift" in scheduler.config else "shift"
+    return type(scheduler).from_config(scheduler.config, **{name: shift})
+
+
+def pixels_of(frames: Tensor) -> Tensor:
+    """Return frames uint8 [B, F, H, W, 3] as pixels float32 [B, 3, F, H, W] from -1 to 1."""
+    return frames.permute(0, 4, 1, 2, 3).float() / 255 * 2 - 1
+
+
+def frames_of(pixels: Tensor) -> Tensor:
+    """Return pixels [B, 3, F, H, W] from -1 to 1 as frames uint8 [B, F, H, W, 3]."""
+    return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
+
+
+def decode_or_tile(vae: Any, latents: Tensor, *inputs: Any) -> Tensor:
+    """Return the pixels [B, 3, F, H, W] of a VAE's own latents; in tiles where memory does not suffice.
+
+    `inputs` are what else its decoder takes.
+    """
+    pixels: Tensor
+    try:
+        pixels = vae.decode(latents, *inputs, return_dict=False)[0]
+    except torch.OutOfMemoryError:
+        logger.warning("Not enough memory to decode in one piece: decoding in tiles.")
+        if hasattr(vae, "clear_cache"):
+            vae.clear_cache()
+        torch.cuda.empty_cache()
+        vae.enable_tiling()
+        pixels = vae.decode(latents, *inputs, return_dict=False)[0]
+    return pixels
