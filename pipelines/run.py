@@ -20,17 +20,23 @@ from vgen.request import Plan
 if TYPE_CHECKING:
     from vgen.backbones import Backbone
     from vgen.pipelines.text_to_video import Generation
+    from vgen.video import Frames
 
 STAGES = ("load", "encode", "denoise", "decode", "write")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One video to make and where to; `line` is the line of the prompt file that asks for it."""
+    """One video to make and where to; `line` is the line of the prompt file that asks for it.
+
+    With `source`, which returns frames uint8 [F, H, W, 3], nothing is generated: the video is what the model's VAE
+    leaves of those frames.
+    """
 
     plan: Plan
     output: Path
     line: int | None = None
+    source: Callable[[], Frames] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +114,9 @@ class _Run:
         latents = outputs.latents_path(job.output)
         latents.unlink(missing_ok=True)
         with _errors_for_people(latents):
+            if job.source is not None:
+                self.write(job, text_to_video.rebuild(job.plan, job.source(), backbone, on_stage=self.watch.on_stage))
+                return
             generation = text_to_video.generate(
                 job.plan,
                 backbone,
@@ -166,6 +175,8 @@ class _Run:
             timings={"load": self.report.timings["load"], **generation.timings},
             created=datetime.now().astimezone(),
         )
+        if job.source is not None:
+            made["rebuilt"] = True
         if generation.sound is not None and job.output.suffix.lower() not in video.SOUND_ENCODERS:
             formats = " or ".join(video.SOUND_ENCODERS)
             self.warn(f"{job.output.suffix} has no place for the sound that the model made.\nTip: write {formats}.")
