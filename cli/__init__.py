@@ -20,6 +20,7 @@ COMMANDS = {
     "decode": "vgen.cli.decode",
     "eval": "vgen.cli.eval",
     "info": "vgen.cli.info",
+    "models": "vgen.cli.models",
     "toyland": "vgen.cli.toyland",
     "train": "vgen.cli.train",
 }

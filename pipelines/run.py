@@ -7,12 +7,12 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vgen import files, manifest, outputs, runtime
+from vgen import files, hub, manifest, outputs, runtime
 from vgen.batch import Failure, PlannedLine
 from vgen.errors import VgenError
 from vgen.request import Plan
@@ -41,12 +41,16 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """What is told while a run goes on: a job begins, a stage of it begins, step i of n is done, something is odd."""
+    """What is told while a run goes on: a job begins, a stage of it begins, step i of n is done, something is odd.
+
+    `download` is told of files that arrive where the model is not on this machine.
+    """
 
     on_job: Callable[[Job], None] = lambda job: None
     on_stage: Callable[[str], None] = lambda stage: None
     on_step: Callable[[int, int], None] = lambda step, num_steps: None
     on_warning: Callable[[str], None] = lambda message: None
+    download: hub.Progress = hub.SILENT
 
 
 @dataclass(kw_only=True)
@@ -142,8 +146,10 @@ class _Run:
             from vgen import backbones
 
             chosen = runtime.choose(plan.device, plan.dtype)
-            self.backbone = backbones.load(plan.checkpoint, chosen, decode_only=decode_only)
-            self.identity = manifest.identity(plan.checkpoint)
+            self.backbone = backbones.load(
+                plan.checkpoint, chosen, decode_only=decode_only, progress=self.watch.download
+            )
+            self.identity = manifest.identity(self.backbone.checkpoint)
             self.model = model
             self.report.timings["load"] += time.perf_counter() - start
         return self.backbone
@@ -159,8 +165,11 @@ class _Run:
         start = time.perf_counter()
         from vgen import video
 
+        loaded = self.backbone.checkpoint
+        # Before a download the plan did not know the commit that its model's name stands for.
+        known = replace(job.plan, model=loaded.anchored_name) if loaded.source == "hub" else job.plan
         made = manifest.build(
-            job.plan,
+            known,
             self.backbone.runtime,
             checkpoint=self.identity,
             timings={"load": self.report.timings["load"], **generation.timings},

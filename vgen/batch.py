@@ -99,7 +99,7 @@ def _anchored(request: GenerateRequest, checkpoint: Checkpoint) -> GenerateReque
     if checkpoint.source == "folder":
         model = str(checkpoint.folder)
     elif checkpoint.source == "hub":
-        model = f"{checkpoint.repo}@{checkpoint.revision}"
+        model = checkpoint.anchored_name
     return replace(
         request,
         model=model,

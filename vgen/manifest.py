@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vgen
-from vgen import batch, checkpoints
+from vgen import batch, integrity
+from vgen.checkpoints import HASHED_AT_LOAD
 from vgen.errors import VgenError
 from vgen.request import GenerateRequest, Plan
 
@@ -22,14 +23,12 @@ if TYPE_CHECKING:
 Manifest = dict[str, Any]
 
 LIBRARIES = ("torch", "diffusers", "transformers")
-# Hashing reads about 1 GB in a second; a larger folder is told by its files' names and sizes only.
-MAX_HASHED_BYTES = 2 * 2**30
 
 
 def build(
     plan: Plan, runtime: Runtime, *, checkpoint: Mapping[str, Any], timings: Mapping[str, float], created: datetime
 ) -> Manifest:
-    """Return the manifest of one video; `checkpoint` is what `identity` says of the plan's checkpoint.
+    """Return the manifest of one video; `checkpoint` is what `identity` says of the checkpoint that was loaded.
 
     The request in it is complete: every default is written out, and the dtype is the one that was used.
     """
@@ -38,8 +37,8 @@ def build(
         "created": created.isoformat(timespec="seconds"),
         "request": {**plan.to_dict(), "dtype": runtime.dtype},
         "seed": plan.seed,
-        "image_sha256": plan.image and checkpoints.sha256(plan.image),
-        "last_image_sha256": plan.last_image and checkpoints.sha256(plan.last_image),
+        "image_sha256": plan.image and integrity.sha256(plan.image),
+        "last_image_sha256": plan.last_image and integrity.sha256(plan.last_image),
         "checkpoint": dict(checkpoint),
         "device": runtime.device,
         "dtype": runtime.dtype,
@@ -97,7 +96,7 @@ def request(manifest: Manifest, changes: Mapping[str, Any]) -> GenerateRequest:
     for name, image in (("image", asked.image), ("last_image", asked.last_image)):
         if image is None or name in changes or not image.is_file():
             continue
-        if checkpoints.sha256(image) != manifest[f"{name}_sha256"]:
+        if integrity.sha256(image) != manifest[f"{name}_sha256"]:
             option = "--" + name.replace("_", "-")
             raise VgenError(f"The image {image} has changed since the video was made.", tip=f"give one with {option}.")
     return asked
@@ -122,12 +121,12 @@ def _files(checkpoint: Checkpoint) -> list[dict[str, Any]]:
         return [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in checkpoint.files]
     assert checkpoint.folder is not None  # Only what is on the hub may lack one.
     paths = sorted(path for path in checkpoint.folder.rglob("*") if path.is_file())
-    hashed = sum(path.stat().st_size for path in paths) <= MAX_HASHED_BYTES
+    hashed = sum(path.stat().st_size for path in paths) <= HASHED_AT_LOAD
     return [
         {
             "path": path.relative_to(checkpoint.folder).as_posix(),
             "size": path.stat().st_size,
-            "sha256": checkpoints.sha256(path) if hashed else None,
+            "sha256": integrity.sha256(path) if hashed else None,
         }
         for path in paths
     ]

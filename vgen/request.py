@@ -102,7 +102,7 @@ class Plan:
     @property
     def embedded_guidance_scale(self) -> float | None:
         """The scale that is an input of the model, where it takes one."""
-        return self.guidance_scale if self.checkpoint.rules.embedded_guidance else None
+        return self.guidance_scale if self.checkpoint.can.embedded_guidance else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as values that JSON can hold and `GenerateRequest.from_dict` reads."""
@@ -127,12 +127,9 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
     options.parse(sampler, SAMPLERS, what="sampler")
     runtime.check_names(request.device, request.dtype)
     _check_images(request, checkpoint)
-    width, height = _given(request.width, defaults.width), _given(request.height, defaults.height)
-    if rules.only_size not in (None, (width, height)):
-        raise UsageError(
-            f"A size of {width}x{height} is not legal: this model has learned one size only.",
-            tip="use --width {} --height {}.".format(*rules.only_size or ()),
-        )
+    width = _size("width", _given(request.width, defaults.width), rules)
+    height = _size("height", _given(request.height, defaults.height), rules)
+    _check_fixed_size(width, height, checkpoint)
     return Plan(
         prompt=request.prompt,
         negative_prompt=_given(request.negative_prompt, defaults.negative_prompt),
@@ -140,10 +137,10 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
         seed=_seed(request.seed),
         num_inference_steps=_steps(_given(request.num_inference_steps, defaults.num_inference_steps)),
         guidance_scale=_guidance_scale(_given(request.guidance_scale, defaults.guidance_scale)),
-        guidance_scale_2=_guidance_scale_2(request.guidance_scale_2, checkpoint),
+        guidance_scale_2=_guidance_scale_2(request, checkpoint),
         true_cfg_scale=_true_cfg_scale(request.true_cfg_scale, checkpoint),
-        width=_size("width", width, rules),
-        height=_size("height", height, rules),
+        width=width,
+        height=height,
         num_frames=_num_frames(request, fps, checkpoint, notes),
         fps=fps,
         sampler=sampler,
@@ -177,6 +174,15 @@ def _size(name: str, value: int, rules: Rules) -> int:
             tip=f"use {' or '.join(f'--{name} {near}' for near in legal)}.",
         )
     return value
+
+
+def _check_fixed_size(width: int, height: int, checkpoint: Checkpoint) -> None:
+    if checkpoint.rules.fixed_size and (width, height) not in checkpoint.sizes:
+        learned = " or ".join(f"{w}x{h}" for w, h in checkpoint.sizes)
+        raise UsageError(
+            f'A size of {width}x{height} is not legal: "{checkpoint.name}" has learned {learned} only.',
+            tip=f"use {' or '.join(f'--width {w} --height {h}' for w, h in checkpoint.sizes)}.",
+        )
 
 
 def _num_frames(request: GenerateRequest, fps: float, checkpoint: Checkpoint, notes: list[str]) -> int:
@@ -235,19 +241,20 @@ def _guidance_scale(guidance_scale: float) -> float:
     return guidance_scale
 
 
-def _guidance_scale_2(guidance_scale: float | None, checkpoint: Checkpoint) -> float | None:
-    if guidance_scale is None:
-        return None
-    if not checkpoint.rules.two_transformers:
-        raise UsageError(
-            f'The model "{checkpoint.name}" has one transformer, and so one guidance scale.',
-            tip="use --guidance-scale alone.",
-        )
-    return _guidance_scale(guidance_scale)
+def _guidance_scale_2(request: GenerateRequest, checkpoint: Checkpoint) -> float | None:
+    if request.guidance_scale_2 is not None:
+        if not checkpoint.can.two_transformers:
+            raise UsageError(
+                f'The model "{checkpoint.name}" has one transformer, and so one guidance scale.',
+                tip="use --guidance-scale alone.",
+            )
+        return _guidance_scale(request.guidance_scale_2)
+    # As in diffusers, one scale that is given is for both; the checkpoint's two go together.
+    return checkpoint.defaults.guidance_scale_2 if request.guidance_scale is None else None
 
 
 def _true_cfg_scale(guidance_scale: float | None, checkpoint: Checkpoint) -> float | None:
-    if not checkpoint.rules.embedded_guidance:
+    if not checkpoint.can.embedded_guidance:
         if guidance_scale is None:
             return None
         raise UsageError(
@@ -259,23 +266,23 @@ def _true_cfg_scale(guidance_scale: float | None, checkpoint: Checkpoint) -> flo
 def _check_images(request: GenerateRequest, checkpoint: Checkpoint) -> None:
     from vgen.conditioning.frames import open_image
 
-    rules = checkpoint.rules
+    can = checkpoint.can
     if request.image is None:
-        if rules.needs_image:
+        if can.needs_image:
             raise UsageError(
-                f'The model "{checkpoint.name}" makes videos from a first image.', tip="give it one: --image FILE."
+                f'The model "{checkpoint.name}" makes videos from a first image, and none is given.',
+                tip="give one with --image.",
             )
         if request.last_image is not None:
             raise UsageError("There is a last image and no first one.", tip="give both: --image and --last-image.")
         return
-    if not (rules.known_frames or rules.needs_image):
+    if not can.image_to_video:
         raise UsageError(
-            f'The model "{checkpoint.name}" cannot start from an image: it was not trained with known frames.',
-            tip="leave the image out, or use a model whose model_index.json names an image-to-video pipeline or says "
-            "expand_timesteps, such as toyland.",
+            f'The model "{checkpoint.name}" cannot start from an image: it was not trained to.',
+            tip="leave the image out, or use a model that can: vgen models list tells which.",
         )
     if request.last_image is not None:
-        if not rules.last_image:
+        if not can.last_image:
             raise UsageError(f'The model "{checkpoint.name}" cannot end with an image.', tip="leave out --last-image.")
         open_image(request.last_image)
     open_image(request.image)

@@ -15,8 +15,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vgen.checkpoints import sha256
 from vgen.errors import VgenError
+from vgen.integrity import sha256
 from vgen.toyland.looks import LOOK_SIZE, look
 from vgen.toyland.probes import ATTENTION_SIDE, LOOK_FRAMES, NUM_FRAMES, SECONDS, SIDE
 from vgen.toyland.prompts import ATTRIBUTES, even_clips, identity_of, truth
