@@ -3,13 +3,14 @@
 # make check     ruff and mypy
 # make package   wheel, sdist and editable install, each tried from outside the checkout
 # make toyland   train the embedded model again from nothing
+# make probes    train the probes again, for the embedded VAE, ship them and measure them
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check package toyland
+.PHONY: demo test check package toyland probes
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -40,3 +41,9 @@ toyland: $(INSTALLED)
 	$(BIN)/vgen train base --vae runs/vae/vae --start runs/images --batch-size 12 --minutes 65 -o runs/videos \
 	  --clips 17x128x128=5000 --clips 33x128x128=200 --clips 17x128x192=200
 	$(BIN)/vgen train export --vae runs/vae/vae --base runs/videos -o vgen/toyland/checkpoint
+
+probes: $(INSTALLED)
+	$(BIN)/vgen train probes --minutes 60 -o runs/probes
+	cp runs/probes/probes/* vgen/toyland/probes/
+	$(BIN)/python benchmarks/probes.py --folder runs/probes-test > runs/probes.json
+	mv runs/probes.json benchmarks/results/probes.json

@@ -12,26 +12,27 @@ import json
 import random
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import torch
 
 from vgen import backbones, checkpoints, runtime
 from vgen.toyland.captions import caption
-from vgen.toyland.scene import COLOURS, SCENES, SHAPES, Clip, Subject, sample_clips
+from vgen.toyland.scene import ACTIONS, CAMERAS, COLOURS, SCENES, SHAPES, SIZES, Clip, Subject, sample_clips
 from vgen.training.latents import encode_clips
 from vgen.training.vae import HELD_OUT_SEED
 
-CLIPS, SIGMAS = 32, (0.97, 0.9, 0.8)
+CLIPS, SIGMAS = 32, (0.99, 0.97, 0.93, 0.87, 0.75)
 
 
 def next_of(names: tuple[str, ...], name: str) -> str:
     """Return another of `names`, always the same for a name."""
-    return names[(names.index(name) + 2) % len(names)]
+    return names[(names.index(name) + (2 if len(names) > 2 else 1)) % len(names)]
 
 
-def with_subject(clip: Clip, **changes: str) -> Clip:
+def with_subject(clip: Clip, **changes: Any) -> Clip:
     """Return the clip with its one subject changed."""
-    subject: Subject = replace(clip.subjects[0], **changes)  # type: ignore[arg-type]
+    subject: Subject = replace(clip.subjects[0], **changes)
     return replace(clip, subjects=(subject,))
 
 
@@ -46,6 +47,9 @@ def main() -> None:
         "scene": [replace(clip, scene=next_of(SCENES, clip.scene)) for clip in clips],
         "colour": [with_subject(clip, colour=next_of(tuple(COLOURS), clip.subjects[0].colour)) for clip in clips],
         "shape": [with_subject(clip, shape=next_of(SHAPES, clip.subjects[0].shape)) for clip in clips],
+        "size": [with_subject(clip, size=next_of(tuple(SIZES), clip.subjects[0].size)) for clip in clips],
+        "action": [with_subject(clip, actions=((0.0, next_of(ACTIONS, clip.subjects[0].action)),)) for clip in clips],
+        "camera": [replace(clip, camera=next_of(CAMERAS, clip.camera)) for clip in clips],
     }
     found: dict[str, dict[str, dict[str, float]]] = {}
     with torch.inference_mode():

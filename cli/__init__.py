@@ -18,7 +18,9 @@ from vgen.errors import UsageError, VgenError, did_you_mean
 COMMANDS = {
     "generate": "vgen.cli.generate",
     "decode": "vgen.cli.decode",
+    "eval": "vgen.cli.eval",
     "info": "vgen.cli.info",
+    "models": "vgen.cli.models",
     "toyland": "vgen.cli.toyland",
     "train": "vgen.cli.train",
 }

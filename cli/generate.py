@@ -143,7 +143,9 @@ def generate(
     ] = None,
     guidance_scale_2: Annotated[
         float | None,
-        typer.Option(help="The same for the second of two transformers (Wan 2.2).", rich_help_panel=HOW),
+        typer.Option(
+            help="The same for the second of two transformers (Wan 2.2), where it differs.", rich_help_panel=HOW
+        ),
     ] = None,
     true_cfg_scale: Annotated[
         float | None,
@@ -154,7 +156,9 @@ def generate(
     ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(help="euler, heun or dpm++; options as in name:key=value.", rich_help_panel=HOW, metavar="NAME"),
+        typer.Option(
+            help="euler, heun, dpm++ or native; options as in name:key=value.", rich_help_panel=HOW, metavar="NAME"
+        ),
     ] = None,
     width: Annotated[int | None, typer.Option(help="In pixels.", rich_help_panel=SIZE)] = None,
     height: Annotated[int | None, typer.Option(help="In pixels.", rich_help_panel=SIZE)] = None,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from vgen import checkpoints, manifest
+from vgen.cli import results
 from vgen.cli.results import Format
 
 app = typer.Typer(add_completion=False)
@@ -39,27 +39,9 @@ def info(
     """Tell how a video was made, or what a checkpoint is and takes."""
     path = Path(what)
     is_checkpoint = (path / "model_index.json").is_file() or not (path.exists() or path.suffix)
-    facts = _checkpoint(what) if is_checkpoint or what in checkpoints.names() else manifest.read(path)
+    is_checkpoint = is_checkpoint or what in checkpoints.names()
+    facts = results.facts(checkpoints.resolve(what)) if is_checkpoint else manifest.read(path)
     if form is Format.json:
         print(json.dumps(facts))
     else:
-        _print(facts)
-
-
-def _checkpoint(model: str) -> dict[str, Any]:
-    found = checkpoints.resolve(model)
-    facts = asdict(found)
-    return {**facts, "folder": str(found.folder) if found.folder else None, "files": manifest.identity(found)["files"]}
-
-
-def _print(facts: dict[str, Any], indent: str = "") -> None:
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            print(f"{indent}{name}:")
-            _print(value, indent + "  ")
-        elif name == "files":
-            print(f"{indent}files:")
-            for file in value:
-                print(f"{indent}  {file['path']}  {file['size']} bytes  sha256 {file['sha256'] or 'not computed'}")
-        else:
-            print(f"{indent}{name}: {'' if value is None else value}")
+        results.show_facts(facts)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vgen import hub
+from vgen.hub import Listing, readable
 from vgen.pipelines.run import Job, Watch
 
 DOING = {
@@ -33,13 +35,7 @@ def shown(num_jobs: int) -> Iterator[Watch]:
 
 @contextmanager
 def _bars(console: Console, num_jobs: int) -> Iterator[Watch]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[count]}"),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with _progress(console) as progress:
         begun = 0
         videos = progress.add_task("Videos", total=num_jobs, count="", visible=num_jobs > 1)
         stage = progress.add_task("", total=None, count="")
@@ -57,7 +53,8 @@ def _bars(console: Console, num_jobs: int) -> Iterator[Watch]:
         def on_step(step: int, num_steps: int) -> None:
             progress.update(stage, completed=step, total=num_steps, count=f"{step}/{num_steps}")
 
-        yield Watch(on_job=on_job, on_stage=on_stage, on_step=on_step, on_warning=warn)
+        download = _download_bar(progress)
+        yield Watch(on_job=on_job, on_stage=on_stage, on_step=on_step, on_warning=warn, download=download)
 
 
 def _lines(num_jobs: int) -> Watch:
@@ -65,7 +62,80 @@ def _lines(num_jobs: int) -> Watch:
         if num_jobs > 1:
             say(f"{job.output}:")
 
-    return Watch(on_job=on_job, on_stage=lambda name: say(f"{DOING[name]} ..."), on_warning=warn)
+    def on_stage(name: str) -> None:
+        say(f"{DOING[name]} ...")
+
+    return Watch(on_job=on_job, on_stage=on_stage, on_warning=warn, download=_download_lines())
+
+
+@contextmanager
+def downloads() -> Iterator[hub.Progress]:
+    """Yield what a download tells its progress to, outside of a run."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with _progress(console) as progress:
+            yield _download_bar(progress)
+    else:
+        yield _download_lines()
+
+
+def _progress(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    return Progress(*columns, console=console, transient=True)
+
+
+def _download_bar(progress: Progress) -> hub.Progress:
+    task, done, total = None, 0, 0
+
+    def on_begin(listing: Listing, missing: int) -> None:
+        nonlocal task, done, total
+        if missing:
+            done, total = 0, missing
+            progress.console.print(_begins(listing, missing), highlight=False)
+            task = progress.add_task("Downloading", total=total, count=f"0/{readable(total)}")
+
+    def on_bytes(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        if task is not None:
+            progress.update(task, completed=done, count=f"{readable(done)}/{readable(total)}")
+
+    def on_end() -> None:
+        nonlocal task
+        if task is not None:
+            progress.remove_task(task)
+            task = None
+
+    return hub.Progress(on_begin=on_begin, on_bytes=on_bytes, on_end=on_end)
+
+
+def _download_lines() -> hub.Progress:
+    done, total = 0, 0
+
+    def on_begin(listing: Listing, missing: int) -> None:
+        nonlocal done, total
+        if missing:
+            done, total = 0, missing
+            say(_begins(listing, missing))
+
+    def on_bytes(num_bytes: int) -> None:
+        nonlocal done
+        tenths = done * 10 // total if total else 0
+        done += num_bytes
+        if total and done * 10 // total > tenths:
+            say(f"  {readable(done)} of {readable(total)}")
+
+    return hub.Progress(on_begin=on_begin, on_bytes=on_bytes)
+
+
+def _begins(listing: Listing, missing: int) -> str:
+    kept = f" (of {readable(listing.size)}; the rest is here)" if missing < listing.size else ""
+    return f"Downloading {listing.repo}: {readable(missing)}{kept}, to {hub.folder(listing.repo, listing.commit)}"
 
 
 def warn(message: str) -> None:

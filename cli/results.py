@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Any
 
+from vgen import manifest
 from vgen.batch import Failure
+from vgen.checkpoints import Checkpoint
 from vgen.cli.progress import say
+from vgen.hub import readable
 from vgen.pipelines.run import Job, Report
 
 
@@ -41,11 +45,51 @@ def show_plans(jobs: Sequence[Job], failures: Sequence[Failure], form: Format) -
         return
     for job in jobs:
         checkpoint = job.plan.checkpoint
-        size_mb = sum(file.size for file in checkpoint.files) / 1e6
+        size = sum(file.size for file in checkpoint.files)
         print(f"{job.output}\n  checkpoint: {checkpoint.folder or checkpoint.repo} ({checkpoint.family}", end="")
-        print(f", {size_mb:.1f} MB)" if size_mb else ")")
+        print(f", {readable(size)})" if size else ")")
+        if checkpoint.folder is None:
+            to_come = f": {checkpoint.download_gb:g} GB" if checkpoint.download_gb else ""
+            print(f"  to be downloaded{to_come}")
+        if (weights := checkpoint.weights_gb()) is not None:
+            print(f"  memory for weights: {weights:.1f} GB, offloaded {checkpoint.weights_gb(offload=True):.1f} GB")
         for name, value in job.plan.to_dict().items():
             print(f"  {name}: {value}")
+
+
+def facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what is known of a checkpoint as values that JSON can hold."""
+    known = asdict(checkpoint)
+    weights = {"whole": checkpoint.weights_gb(), "offload": checkpoint.weights_gb(offload=True)}
+    files = known["files"] or manifest.identity(checkpoint)["files"]
+    return {
+        **known,
+        "folder": str(checkpoint.folder) if checkpoint.folder else None,
+        "weights_gb": weights,
+        "files": files,
+    }
+
+
+def show_facts(values: dict[str, Any], indent: str = "") -> None:
+    """Print what is known of a checkpoint or a run, a line for each fact; what is empty is left out."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            shown = {key: inner for key, inner in value.items() if inner not in (None, "", False)}
+            if shown:
+                print(f"{indent}{name}:")
+                show_facts(shown, indent + "  ")
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+            print(f"{indent}{name}:")
+            for item in value:
+                print(f"{indent}  {_line(item)}")
+        elif value not in (None, "", (), []):
+            print(f"{indent}{name}: {value}")
+
+
+def _line(item: dict[str, Any]) -> str:
+    if {"path", "size", "sha256"} <= item.keys():
+        return f"{item['path']}  {item['size']} bytes  sha256 {item['sha256'] or 'not computed'}"
+    return "  ".join(str(value) for value in item.values() if value is not None)
 
 
 def _breakdown(report: Report) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from vgen import checkpoints
 from vgen.errors import UsageError
 from vgen.files import not_written
 
@@ -149,6 +150,45 @@ def base(
         seed=seed,
     )
     print(output)
+
+
+@app.command(epilog=EPILOG)
+def probes(
+    vae: Annotated[
+        Path | None, typer.Option(help="The folder of a trained VAE. [dim]Default: the embedded checkpoint's[/dim]")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder.")] = Path("runs/probes"),
+    minutes: Minutes = None,
+    steps: Steps = None,
+    passed_clips: Annotated[
+        int, typer.Option(min=2, help="Clips to pass through the VAE once, and keep: half a second each.")
+    ] = 1024,
+    batch_size: Annotated[int, typer.Option(min=2, help="Clips in a step, half of them fresh renders.")] = 32,
+    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of the kernels' Muon.")] = 1.5e-2,
+    seed: Seed = 0,
+    save_minutes: SaveMinutes = 5.0,
+) -> None:
+    """Train the probes that read videos back, for vgen eval."""
+    require_budget(minutes, steps)
+    if vae is None:
+        folder = checkpoints.resolve("toyland").folder
+        assert folder is not None
+        vae = folder / "vae"
+    require_vae(vae)
+    make_folder(output)
+    from vgen.training.loop import Budget
+    from vgen.training.probes import train_probes
+
+    train_probes(
+        output,
+        vae=vae,
+        budget=Budget(minutes=minutes, steps=steps, save_minutes=save_minutes, warmup_steps=50),
+        passed_clips=passed_clips,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    print(output / "probes")
 
 
 @app.command(epilog=EPILOG)

@@ -7,12 +7,12 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vgen import files, manifest, outputs, runtime
+from vgen import files, hub, manifest, outputs, runtime
 from vgen.batch import Failure, PlannedLine
 from vgen.errors import VgenError
 from vgen.request import Plan
@@ -20,27 +20,37 @@ from vgen.request import Plan
 if TYPE_CHECKING:
     from vgen.backbones import Backbone
     from vgen.pipelines.text_to_video import Generation
+    from vgen.video import Frames
 
 STAGES = ("load", "encode", "denoise", "decode", "write")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One video to make and where to; `line` is the line of the prompt file that asks for it."""
+    """One video to make and where to; `line` is the line of the prompt file that asks for it.
+
+    With `source`, which returns frames uint8 [F, H, W, 3], nothing is generated: the video is what the model's VAE
+    leaves of those frames.
+    """
 
     plan: Plan
     output: Path
     line: int | None = None
+    source: Callable[[], Frames] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """What is told while a run goes on: a job begins, a stage of it begins, step i of n is done, something is odd."""
+    """What is told while a run goes on: a job begins, a stage of it begins, step i of n is done, something is odd.
+
+    `download` is told of files that arrive where the model is not on this machine.
+    """
 
     on_job: Callable[[Job], None] = lambda job: None
     on_stage: Callable[[str], None] = lambda stage: None
     on_step: Callable[[int, int], None] = lambda step, num_steps: None
     on_warning: Callable[[str], None] = lambda message: None
+    download: hub.Progress = hub.SILENT
 
 
 @dataclass(kw_only=True)
@@ -104,6 +114,9 @@ class _Run:
         latents = outputs.latents_path(job.output)
         latents.unlink(missing_ok=True)
         with _errors_for_people(latents):
+            if job.source is not None:
+                self.write(job, text_to_video.rebuild(job.plan, job.source(), backbone, on_stage=self.watch.on_stage))
+                return
             generation = text_to_video.generate(
                 job.plan,
                 backbone,
@@ -133,8 +146,10 @@ class _Run:
             from vgen import backbones
 
             chosen = runtime.choose(plan.device, plan.dtype)
-            self.backbone = backbones.load(plan.checkpoint, chosen, decode_only=decode_only)
-            self.identity = manifest.identity(plan.checkpoint)
+            self.backbone = backbones.load(
+                plan.checkpoint, chosen, decode_only=decode_only, progress=self.watch.download
+            )
+            self.identity = manifest.identity(self.backbone.checkpoint)
             self.model = model
             self.report.timings["load"] += time.perf_counter() - start
         return self.backbone
@@ -150,13 +165,18 @@ class _Run:
         start = time.perf_counter()
         from vgen import video
 
+        loaded = self.backbone.checkpoint
+        # Before a download the plan did not know the commit that its model's name stands for.
+        known = replace(job.plan, model=loaded.anchored_name) if loaded.source == "hub" else job.plan
         made = manifest.build(
-            job.plan,
+            known,
             self.backbone.runtime,
             checkpoint=self.identity,
             timings={"load": self.report.timings["load"], **generation.timings},
             created=datetime.now().astimezone(),
         )
+        if job.source is not None:
+            made["rebuilt"] = True
         if generation.sound is not None and job.output.suffix.lower() not in video.SOUND_ENCODERS:
             formats = " or ".join(video.SOUND_ENCODERS)
             self.warn(f"{job.output.suffix} has no place for the sound that the model made.\nTip: write {formats}.")

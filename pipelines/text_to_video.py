@@ -144,6 +144,19 @@ def decode_latents(path: Path, backbone: Backbone, *, on_stage: OnStage | None =
     return Generation(frames=frames, latents=latents, timings=stages.timings, sound=sound)
 
 
+def rebuild(plan: Plan, frames: np.ndarray, backbone: Backbone, *, on_stage: OnStage | None = None) -> Generation:
+    """Return what the VAE leaves of frames uint8 [F, H, W, 3]: the best that a model could make of a plan."""
+    import torch
+
+    stages = _Stages(backbone, on_stage)
+    with torch.inference_mode():
+        with stages("encode"):
+            latents = backbone.encode_frames(torch.tensor(frames)[None])
+        with stages("decode"):
+            rebuilt = backbone.decode(latents, _shot(plan))[0].cpu().numpy()
+    return Generation(frames=rebuilt, latents=latents.cpu(), timings=stages.timings)
+
+
 def save_latents(path: Path, latents: Tensor, plan: Plan) -> None:
     """Write latents [N, C, T, h, w] and the plan that made them as safetensors, all of it or nothing.
 

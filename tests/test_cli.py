@@ -49,6 +49,8 @@ def test_start_up_takes_less_than_half_a_second(option: str) -> None:
         (["generate", "--from", "missing.mp4"], 1),
         (["generate", "a", "-o", "pyproject.toml/clip.mp4"], 1),
         (["generate", "a", "--dry-run"], 0),
+        (["eval", "--prompts", "1"], 2),
+        (["eval", "--model", "toylnd"], 2),
     ],
 )
 def test_nothing_heavy_is_loaded_before_the_request_is_right(arguments: list[str], code: int) -> None:

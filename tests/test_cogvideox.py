@@ -159,7 +159,7 @@ def test_requests_that_the_model_cannot_take_are_refused(built: Any, tmp_path: P
     Image.new("RGB", (64, 48)).save(tmp_path / "first.png")
     for folder, values, message in (
         (built("5b", image=True), NATIVE, "makes videos from a first image"),
-        (built("5b", image=True), {**SIZE, "image": tmp_path / "first.png"}, "one size only"),
+        (built("5b", image=True), {**SIZE, "image": tmp_path / "first.png"}, "has learned 64x48 only"),
         (built("5b"), {**SIZE, "image": tmp_path / "first.png"}, "cannot start from an image"),
     ):
         with pytest.raises(UsageError, match=message):

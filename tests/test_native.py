@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from diffusers import (
 )
 
 from tests.parity import TOLERANCE, difference, loaded, planned
+from vgen import backbones
 from vgen.backbones import Shot
+from vgen.checkpoints import resolve
 from vgen.errors import CheckpointError
 from vgen.pipelines.text_to_video import generate
-from vgen.runtime import noise_generator
+from vgen.runtime import choose, noise_generator
 
 SIZE: dict[str, Any] = {"width": 48, "height": 32, "num_frames": 9}
 
@@ -73,3 +76,17 @@ def test_a_scheduler_of_another_kind_of_model_is_refused(tiny_checkpoint: Path, 
     with pytest.raises(CheckpointError, match=r'DPMSolverMultistepScheduler of .* is set to "epsilon"') as caught:
         loaded(folder).native_scheduler(4, shot)
     assert caught.value.tip is not None and "--sampler euler" in caught.value.tip
+
+
+@pytest.mark.parametrize("scheduler", [UniPCMultistepScheduler(**FLOW), FlowMatchHeunDiscreteScheduler(shift=3.0)])
+def test_the_shift_that_a_checkpoint_is_recommended_takes_the_place_of_its_schedulers(
+    scheduler: Any, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = resolve(str(with_scheduler(tiny_checkpoint, scheduler, tmp_path / "model")))
+    shifted = replace(checkpoint, defaults=replace(checkpoint.defaults, shift=7.0))
+    shot = Shot(**SIZE, fps=16, generator=noise_generator(0))
+    own, other = (backbones.load(which, choose("cpu", "float32")).sigmas(4, shot) for which in (checkpoint, shifted))
+    # Some space the timesteps down to their last one, which is shifted, too: not exactly, and least at the end.
+    expected = 7 / 3 * own / (1 + (7 / 3 - 1) * own)
+    assert other[:4] == pytest.approx(expected[:4], abs=5e-3)
+    assert (other - own)[1:-1].min() > 0.02

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vgen.checkpoints import Checkpoint, resolve
+from vgen.checkpoints import Capabilities, Checkpoint, resolve
 from vgen.errors import UsageError
 from vgen.request import MAX_SEED, GenerateRequest, nearest_legal, plan
 
@@ -114,11 +114,25 @@ def test_a_truncated_image_is_refused(tmp_path: Path) -> None:
         planned(image=cut)
 
 
-def test_a_model_without_known_frames_takes_no_image(tmp_path: Path) -> None:
+def test_a_model_that_cannot_start_from_an_image_takes_none(tmp_path: Path) -> None:
     checkpoint = toyland()
-    checkpoint = replace(checkpoint, rules=replace(checkpoint.rules, known_frames=False))
+    checkpoint = replace(checkpoint, can=Capabilities(text_to_video=True))
     with pytest.raises(UsageError, match="cannot start from an image"):
         plan(GenerateRequest(prompt="a", image=tmp_path / "first.png"), checkpoint)
+
+
+def test_a_model_that_always_starts_from_an_image_takes_nothing_else() -> None:
+    checkpoint = replace(toyland(), can=Capabilities(image_to_video=True))
+    with pytest.raises(UsageError, match="makes videos from a first image, and none is given"):
+        plan(GenerateRequest(prompt="a"), checkpoint)
+
+
+def test_a_model_of_one_size_names_it() -> None:
+    checkpoint = replace(toyland(), rules=replace(toyland().rules, fixed_size=True), sizes=((128, 128),))
+    assert plan(GenerateRequest(prompt="a"), checkpoint).width == 128
+    with pytest.raises(UsageError, match="A size of 144x128 is not legal") as caught:
+        plan(GenerateRequest(prompt="a", width=144), checkpoint)
+    assert "--width 128 --height 128" in str(caught.value.tip)
 
 
 def test_the_rounding_of_seconds_is_stated() -> None:

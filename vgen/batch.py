@@ -100,7 +100,7 @@ def _anchored(request: GenerateRequest, checkpoint: Checkpoint) -> GenerateReque
     if checkpoint.source == "folder":
         model = str(checkpoint.folder)
     elif checkpoint.source == "hub":
-        model = f"{checkpoint.repo}@{checkpoint.revision}"
+        model = checkpoint.anchored_name
     files: dict[str, Any] = {
         name: value.absolute() for name, value in vars(request).items() if isinstance(value, Path)
     }

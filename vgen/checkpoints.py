@@ -1,20 +1,20 @@
-"""Checkpoints by name, folder or hub id: where they are, what they take, and whether their files are whole."""
+"""Checkpoints by name, folder or hub id: where they are, what they take and can do, and whether they are whole."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.resources
 import json
 import re
-import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from vgen import hub, integrity
 from vgen.errors import CheckpointError, UsageError, VgenError, did_you_mean
+from vgen.integrity import PICKLES, CheckpointFile, describe_files
 
 Source = Literal["embedded", "folder", "hub"]
 
@@ -22,19 +22,18 @@ Source = Literal["embedded", "folder", "hub"]
 _CARD_PATTERNS = ("model_index.json", "*/config.json", "*/*_config.json")
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointFile:
-    """One file of a checkpoint: `path` inside its folder with forward slashes, `size` in bytes, `sha256` in hex."""
-
-    path: str
-    size: int
-    sha256: str
+# Hashing reads about 1 GB in a second: below this it is done before every load, above it when it is asked for.
+HASHED_AT_LOAD = 2 * 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What a checkpoint takes when the user says nothing; sizes in pixels, `fps` in frames per second."""
+    """What a checkpoint takes when the user says nothing; sizes in pixels, `fps` in frames per second.
+
+    `guidance_scale_2` is that of a second transformer, where it differs. `shift` is the recommended shift of the
+    flow's schedule; None: as the checkpoint's own scheduler says. `timesteps`, of 1000, are the noise levels that a
+    few-step student was trained at; empty for other models.
+    """
 
     width: int
     height: int
@@ -45,37 +44,98 @@ class Defaults:
     sampler: str
     negative_prompt: str
     max_sequence_length: int
+    guidance_scale_2: float | None = None
+    shift: float | None = None
+    timesteps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Which requests a checkpoint can take at all.
+    """Which sizes and lengths a checkpoint takes.
 
-    Sizes are multiples of `size_multiple` up to `max_size` pixels; frame counts are `frame_multiple` * k + 1 up to
-    `max_frames`; `known_frames` says whether frames can be given (a first image), which needs per-token timesteps.
-    `needs_image` is true of a model that only continues an image, `last_image` of one that can also end with one.
-    `two_transformers` share the noise levels and may have a guidance scale each; with `embedded_guidance` the guidance
-    scale is an input of the model. `only_size` (width, height) is the one size that a model takes whose positions are
-    learned.
+    Sizes are multiples of `size_multiple` up to `max_size` pixels, or with `fixed_size` one of the checkpoint's
+    `sizes` and no other; frame counts are `frame_multiple` * k + 1 up to `max_frames`.
     """
 
     size_multiple: int
     frame_multiple: int
     max_size: int
     max_frames: int
-    known_frames: bool
-    needs_image: bool = False
+    fixed_size: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a checkpoint can do, and what can be done with it.
+
+    `image_to_video` is from a first frame, in whatever way the family has, and `last_image` is to a last one, too;
+    `known_frames` is from any frames, which needs a timestep per token; `identity` is from a face. With
+    `embedded_guidance` the guidance scale is an input of the model and costs no second pass. `two_transformers` share
+    the noise levels and may have a guidance scale each. `context_parallel` is over several GPUs, `attention` by other
+    methods than the dense one.
+    """
+
+    text_to_video: bool = False
+    image_to_video: bool = False
     last_image: bool = False
-    two_transformers: bool = False
+    known_frames: bool = False
+    identity: bool = False
+    audio: bool = False
     embedded_guidance: bool = False
-    only_size: tuple[int, int] | None = None
+    two_transformers: bool = False
+    lora: bool = False
+    cache: bool = False
+    context_parallel: bool = False
+    attention: bool = False
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether it only continues an image."""
+        return self.image_to_video and not self.text_to_video
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """A part of a checkpoint that has weights, such as "transformer", and how many parameters it has."""
+
+    name: str
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """GPU memory in 10^9 bytes that a run was reported to take: all on the GPU, or with components offloaded."""
+
+    whole: float | None = None
+    offload: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """A LoRA that belongs to a preset: a safetensors file on the hub, and what it changes how strongly."""
+
+    repo: str
+    file: str
+    revision: str | None = None
+    component: str = "transformer"
+    scale: float = 1.0
+
+    @property
+    def path(self) -> Path | None:
+        """Where the file is on this machine; None before it was pulled."""
+        locked = hub.lock(self.repo, self.revision)
+        path = hub.folder(self.repo, locked.commit) / self.file if locked else None
+        return path if path is not None and path.is_file() else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A checkpoint that was found: its family, its folder in diffusers layout (None: not downloaded), and its rules.
 
-    `knows` is one sentence on what a small model can show; it is empty for a model without such a limit.
+    `knows` is one sentence on what a small model can show; it is empty for a model without such a limit. `permits` is
+    one on the licence. `components`, `peak` and `download_gb` (in 10^9 bytes) are known for names of the catalogue.
+    Of one on the hub, `revision` is the commit where it is known, and `follows` the branch, tag or commit that was
+    asked for (None: the newest).
     """
 
     name: str
@@ -89,6 +149,28 @@ class Checkpoint:
     defaults: Defaults
     knows: str
     rules: Rules
+    can: Capabilities = Capabilities()
+    permits: str = ""
+    download_gb: float | None = None
+    sizes: tuple[tuple[int, int], ...] = ()
+    components: tuple[Component, ...] = ()
+    peak: Peak = Peak()
+    loras: tuple[Lora, ...] = ()
+    follows: str | None = None
+
+    @property
+    def anchored_name(self) -> str:
+        """The name with the commit that it stands for, where that is known: it means the same on any day."""
+        name = self.name.partition("@")[0]
+        return f"{name}@{self.revision}" if self.source == "hub" and self.revision else name
+
+    def weights_gb(self, *, offload: bool = False) -> float | None:
+        """Return what the weights take in memory, in 10^9 bytes: the VAE in float32, the rest in bfloat16.
+
+        With `offload` one component is there at a time, so that the largest counts. None where they are not known.
+        """
+        sizes = [part.parameters * (4 if part.name == "vae" else 2) / 1e9 for part in self.components]
+        return (max(sizes) if offload else sum(sizes)) if sizes else None
 
 
 def names() -> list[str]:
@@ -97,14 +179,15 @@ def names() -> list[str]:
 
 
 def resolve(model: str) -> Checkpoint:
-    """Return the checkpoint of a name in `checkpoints.yaml`, a folder, or a hub id (`owner/name[@revision]`).
+    """Return the checkpoint of a name in `checkpoints.yaml`, a folder, or a hub id, the latter two `[@revision]`.
 
-    Of a hub id only the small configuration files are fetched, and nothing when they are in the local cache. Raises
-    `UsageError` for a name that is none of the three, and `CheckpointError` for a folder that is no checkpoint or
-    one of a family that vgen cannot run.
+    For a name nothing is asked, whether it is downloaded or not. Of another hub id only the small configuration files
+    are fetched, and nothing when they are in the local cache. Raises `UsageError` for a name that is none of the
+    three, and `CheckpointError` for a folder that is no checkpoint or one of a family that vgen does not know.
     """
-    if model in names():
-        return _named(model)
+    name, _, revision = model.partition("@")
+    if name in names():
+        return _named(name, revision or None)
     path = _existing(model)
     if path is not None and path.is_dir():
         return _described(model, path, source="folder", repo=None, revision=None)
@@ -113,68 +196,88 @@ def resolve(model: str) -> Checkpoint:
             f'"{model}" is a file, but a checkpoint is a folder in diffusers layout.',
             tip="give the folder that holds model_index.json.",
         )
-    repo, _, revision = model.partition("@")
-    if _HUB_ID.fullmatch(repo) and not did_you_mean(model, names()):
-        snapshot = _snapshot(repo, revision or None, _CARD_PATTERNS)
-        return _described(model, snapshot, source="hub", repo=repo, revision=snapshot.name)
+    if _HUB_ID.fullmatch(name):
+        if (listed := _listed_as(name)) is not None:
+            return _named(listed, revision or None)
+        return _of_hub(model, name, revision or None)
     raise UsageError(
-        f'There is no model "{model}".{did_you_mean(model, names())}',
-        tip=f"use a name ({', '.join(names())}), a folder in diffusers layout, or a hub id such as owner/name.",
+        f'There is no model "{model}".{did_you_mean(name, names())}',
+        tip="use a name of `vgen models list`, a folder in diffusers layout, or a hub id such as owner/name.",
     )
 
 
-def fetch(checkpoint: Checkpoint) -> None:
-    """Download what a checkpoint of the hub lacks on this machine; nothing for one that is whole, or not of the hub.
+def fetch(checkpoint: Checkpoint, progress: hub.Progress = hub.SILENT) -> Checkpoint:
+    """Return the checkpoint with its files on this machine, downloading what is missing and nothing else.
 
-    Raises `CheckpointError` when the hub cannot be reached.
+    Raises `CheckpointError` when there is too little space or the hub cannot be reached.
     """
-    if checkpoint.repo is None or checkpoint.folder is None:
-        return
-    try:
-        verify(checkpoint, full=False)
-    except CheckpointError:
-        components = _components(checkpoint.folder)
-        patterns = ("model_index.json", *(f"{component}/*" for component in components))
-        _snapshot(checkpoint.repo, checkpoint.revision, patterns, cached=False)
+    if checkpoint.repo is None or is_whole(checkpoint):
+        return checkpoint
+    return _download(checkpoint, progress, of=checkpoint.revision, revision=checkpoint.follows, full=False)
 
 
-def verify(checkpoint: Checkpoint, *, full: bool = True) -> None:
+def pull(
+    checkpoint: Checkpoint,
+    progress: hub.Progress = hub.SILENT,
+    *,
+    revision: str | None = None,
+    full: bool = False,
+) -> Checkpoint:
+    """Return the checkpoint as the hub has it today, with what is not here downloaded and checked.
+
+    `revision` is another one than the checkpoint follows. With `full`, what is here is hashed, and what is damaged
+    comes anew. Raises `UsageError` for a checkpoint that is not of the hub, and `CheckpointError` as `fetch` does.
+    """
+    if checkpoint.repo is None:
+        raise UsageError(
+            f'"{checkpoint.name}" is {"a part of vgen" if checkpoint.source == "embedded" else "a local folder"}: '
+            "there is nothing to pull.",
+            tip="give a name of `vgen models list` or a hub id.",
+        )
+    revision = revision or checkpoint.follows
+    return _download(checkpoint, progress, of=revision, revision=revision, full=full)
+
+
+def remote(checkpoint: Checkpoint, *, of: str | None = None) -> tuple[hub.Listing, ...]:
+    """Return what the hub has that the checkpoint is loaded from: its own files, then those of its LoRAs.
+
+    `of` is the revision or commit, by default the one that the checkpoint follows.
+    """
+    assert checkpoint.repo is not None, "checkpoints of the hub have a repository"
+    own = hub.needed(hub.listing(checkpoint.repo, of or checkpoint.follows))
+    return (own, *(hub.only(hub.listing(lora.repo, lora.revision), lora.file) for lora in checkpoint.loras))
+
+
+def verify(checkpoint: Checkpoint, *, full: bool | None = None) -> None:
     """Raise `CheckpointError` unless every file is there, of the right size and (with `full`) of the right sha256.
 
-    Files listed in the catalogue are compared in size and hash. A folder or hub snapshot has no list: there, each
-    component must have its configuration and weights, each safetensors file must be as long as its header says, and
-    files that the hub's cache names by their sha256 are hashed when `full`.
+    Files of the catalogue and those that were pulled are compared in size and hash. Another folder has no list: there,
+    each component must have its configuration and weights in safetensors, each file of which must be as long as its
+    header says, and files that the hub's cache names by their sha256 are hashed when `full`. By default, small
+    checkpoints are hashed and large ones are not.
     """
     folder = checkpoint.folder
     if folder is None or not folder.is_dir():
-        raise CheckpointError(
-            f'The checkpoint "{checkpoint.name}" is missing: there is no folder {folder}.', tip=_repair(checkpoint)
-        )
-    if checkpoint.files:
-        for file in checkpoint.files:
-            _verify_file(checkpoint, folder, file, full=full)
-        return
-    for path in _component_files(checkpoint, folder):
-        if path.suffix == ".safetensors":
-            _verify_safetensors(checkpoint, path)
-        blob = path.resolve().name
-        if full and path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob) and sha256(path) != blob:
-            raise CheckpointError(f"{path} is damaged: its sha256 is not {blob}.", tip=_repair(checkpoint))
+        where = f"there is no folder {folder}." if folder else "it was not downloaded."
+        raise CheckpointError(f'The checkpoint "{checkpoint.name}" is missing: {where}', tip=_repair(checkpoint))
+    if full is None:
+        sizes = (path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        full = (sum(file.size for file in checkpoint.files) or sum(sizes)) <= HASHED_AT_LOAD
+    for file in checkpoint.files:
+        _verify_file(checkpoint, folder, file, full=full)
+    if not checkpoint.files:
+        _verify_components(checkpoint, folder, full=full)
+    for lora in checkpoint.loras:
+        _verify_lora(checkpoint, lora, full=full)
 
 
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def describe_files(folder: Path) -> tuple[CheckpointFile, ...]:
-    """Return every file under `folder` but model cards with its size and sha256, sorted by path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md")
-    return tuple(
-        CheckpointFile(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256(path))
-        for path in paths
-    )
+def is_whole(checkpoint: Checkpoint) -> bool:
+    """Return whether all files of a checkpoint are on this machine in their full size."""
+    try:
+        verify(checkpoint, full=False)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _existing(model: str) -> Path | None:
@@ -186,50 +289,84 @@ def _existing(model: str) -> Path | None:
         return None
 
 
-def _snapshot(repo: str, revision: str | None, patterns: tuple[str, ...], *, cached: bool = True) -> Path:
-    """Return the local folder of a hub repository with the files of `patterns`; if `cached`, what is there will do."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    if cached:
-        try:
-            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-            if (folder / "transformer" / "config.json").is_file() and (folder / "model_index.json").is_file():
-                return folder
-        except (LocalEntryNotFoundError, HFValidationError):
-            pass
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f'Cannot get "{repo}" from the hub: {_first_line(error)}',
-            tip="check the name and the connection, or give a local folder in diffusers layout.",
-        ) from error
+def _download(
+    checkpoint: Checkpoint, progress: hub.Progress, *, of: str | None, revision: str | None, full: bool
+) -> Checkpoint:
+    """Download the files of a revision or commit, `of`, lock them as what `revision` means, and return them."""
+    assert checkpoint.repo is not None
+    own, *loras = remote(checkpoint, of=of)
+    for part in (replace(own, revision=revision or hub.DEFAULT_REVISION), *loras):
+        hub.download(part, progress, full=full)
+    if checkpoint.name in names():
+        return replace(_named(checkpoint.name, revision), loras=checkpoint.loras)
+    return replace(_of_hub(checkpoint.name, checkpoint.repo, revision), loras=checkpoint.loras)
 
 
-def _components(folder: Path) -> list[str]:
-    """Return the names in model_index.json that stand for `[library, class]` and not for nothing."""
-    index = _read_json(folder / "model_index.json")
-    return [name for name, entry in index.items() if isinstance(entry, list) and entry[0]]
+def _listed_as(repo: str) -> str | None:
+    """Return the name that the catalogue has for a hub repository."""
+    entries = _catalogue()["checkpoints"].items()
+    return next((name for name, entry in entries if entry.get("repo") == repo), None)
 
 
-def _named(name: str) -> Checkpoint:
-    entry = _catalogue()["checkpoints"][name]
+def _entry(name: str) -> dict[str, Any]:
+    """Return a catalogue's entry; of a preset, its base with what differs put in place."""
+    entry: dict[str, Any] = _catalogue()["checkpoints"][name]
+    if "base" not in entry:
+        return entry
+    base = _entry(entry["base"])
+    defaults = {**base.get("defaults", {}), **entry.get("defaults", {})}
+    return {**base, **entry, "defaults": defaults}
+
+
+def _named(name: str, revision: str | None) -> Checkpoint:
+    entry = _entry(name)
     family = _catalogue()["families"][entry["family"]]
-    folder = Path(str(importlib.resources.files("vgen"))) / entry["path"]
+    repo = entry.get("repo")
+    follows = revision = revision or entry.get("revision")
+    files = tuple(CheckpointFile(**file) for file in entry.get("files", []))
+    folder: Path | None
+    if repo is None:
+        folder = Path(str(importlib.resources.files("vgen"))) / entry["path"]
+    else:
+        folder, revision, files = _cached(repo, revision)
     return Checkpoint(
         name=name,
         family=entry["family"],
-        source=entry["source"],
+        source="hub" if repo else "embedded",
         folder=folder,
-        repo=entry.get("repo"),
-        revision=entry.get("revision"),
+        repo=repo,
+        revision=revision,
         licence=entry["licence"],
-        files=tuple(CheckpointFile(**file) for file in entry["files"]),
-        defaults=Defaults(**{**family["defaults"], **entry.get("defaults", {})}),
+        permits=_catalogue()["licences"][entry["licence"]],
+        files=files,
+        defaults=_defaults({**family["defaults"], **entry.get("defaults", {})}),
         knows=entry.get("knows", ""),
         rules=Rules(**{**family["rules"], **entry.get("rules", {})}),
+        can=_capabilities([*family["can"], *entry["can"]]),
+        download_gb=entry.get("download_gb"),
+        sizes=tuple((width, height) for width, height in entry["sizes"]),
+        components=tuple(Component(name=part, parameters=n) for part, n in entry.get("parameters", {}).items()),
+        peak=Peak(**entry.get("peak_gb", {})),
+        loras=tuple(Lora(**lora) for lora in entry.get("loras", [])),
+        follows=follows,
     )
+
+
+def _cached(repo: str, revision: str | None) -> tuple[Path | None, str | None, tuple[CheckpointFile, ...]]:
+    """Return folder, commit and files of what was pulled; of what another tool has downloaded, the first two."""
+    if (locked := hub.lock(repo, revision)) is not None:
+        return hub.folder(repo, locked.commit), locked.commit, locked.files
+    if (commit := hub.cached_commit(repo, revision)) is not None:
+        return hub.folder(repo, commit), commit, ()
+    return None, revision, ()
+
+
+def _of_hub(name: str, repo: str, revision: str | None) -> Checkpoint:
+    """Return the checkpoint of a hub id that the catalogue does not have, as its own small files describe it."""
+    locked = hub.lock(repo, revision)
+    folder = hub.folder(repo, locked.commit) if locked else hub.card(repo, revision, _CARD_PATTERNS)
+    found = _described(name, folder, source="hub", repo=repo, revision=folder.name)
+    return replace(found, files=locked.files if locked else (), follows=revision)
 
 
 def _described(name: str, folder: Path, *, source: Source, repo: str | None, revision: str | None) -> Checkpoint:
@@ -243,7 +380,9 @@ def _described(name: str, folder: Path, *, source: Source, repo: str | None, rev
         raise CheckpointError(
             f'"{name}" is a {pipeline}, a family that vgen cannot run.', tip=f"it runs: {', '.join(known)}."
         )
-    rules = _rules(folder, index, Rules(**families[family]["rules"]))
+    kind = families[family]["pipelines"][pipeline]
+    transformer = _read_json(folder / "transformer" / "config.json")
+    rules = _rules(folder, transformer, families[family])
     return Checkpoint(
         name=name,
         family=family,
@@ -253,57 +392,85 @@ def _described(name: str, folder: Path, *, source: Source, repo: str | None, rev
         revision=revision,
         licence="",
         files=(),
-        defaults=_defaults(folder, Defaults(**families[family]["defaults"])),
+        defaults=_defaults(
+            {**families[family]["defaults"], **kind.get("defaults", {}), **_guidance(folder, transformer)}
+        ),
         knows="",
         rules=rules,
+        can=_what_it_can(index, transformer, _capabilities([*families[family]["can"], *kind["can"]])),
+        sizes=_fixed_sizes(transformer, rules),
     )
 
 
-def _defaults(folder: Path, defaults: Defaults) -> Defaults:
-    """Replace the family's guidance scale by the checkpoint's own: its guider's, or none without a place for it."""
+def _defaults(values: Mapping[str, Any]) -> Defaults:
+    return Defaults(**{**values, "timesteps": tuple(values.get("timesteps", ()))})
+
+
+def _guidance(folder: Path, transformer: Mapping[str, Any]) -> dict[str, float]:
+    """Return the checkpoint's own guidance scale: its guider's, or none where a distilled one has no place for it."""
     guider = folder / "guider" / "guider_config.json"
     if guider.is_file():
-        return replace(defaults, guidance_scale=float(_read_json(guider).get("guidance_scale", 1.0)))
-    if not _read_json(folder / "transformer" / "config.json").get("guidance_embeds", True):
-        return replace(defaults, guidance_scale=1.0)
-    return defaults
+        return {"guidance_scale": float(_read_json(guider).get("guidance_scale", 1.0))}
+    return {} if transformer.get("guidance_embeds", True) else {"guidance_scale": 1.0}
 
 
-def _rules(folder: Path, index: Mapping[str, Any], rules: Rules) -> Rules:
-    """Replace the family's rules by what the configurations of the VAE and the transformer say."""
-    transformer = _read_json(folder / "transformer" / "config.json")
-    vae = _read_json(folder / "vae" / "config.json")
-    # The families' VAEs name their factors differently; where they name none, the family's rule is theirs.
-    spatial = vae.get("scale_factor_spatial") or vae.get("spatial_compression_ratio")
-    temporal = vae.get("scale_factor_temporal") or vae.get("temporal_compression_ratio")
-    patch_size = transformer.get("patch_size", (1, 2, 2))
-    patch = patch_size if isinstance(patch_size, int) else max(patch_size[1:])
-    size_multiple = spatial * patch if spatial else rules.size_multiple
-    frame_multiple = temporal or rules.frame_multiple
-    max_size, max_frames = rules.max_size // size_multiple * size_multiple, rules.max_frames
-    if positions := transformer.get("rope_max_seq_len"):
-        max_size, max_frames = size_multiple * positions, frame_multiple * (positions - 1) + 1
-    only_size = rules.only_size
-    if transformer.get("use_learned_positional_embeddings"):
-        side = size_multiple // patch
-        only_size = (transformer["sample_width"] * side, transformer["sample_height"] * side)
-    known_frames = rules.known_frames or bool(index.get("expand_timesteps", False))
-    needs_image = str(index.get("_class_name")).endswith("ImageToVideoPipeline") and not known_frames
+def _capabilities(words: list[str]) -> Capabilities:
+    return Capabilities(**{word.replace("-", "_"): True for word in words})
+
+
+def _what_it_can(index: Mapping[str, Any], transformer: Mapping[str, Any], can: Capabilities) -> Capabilities:
+    """Add what model_index.json switches on to the capabilities of a pipeline, and leave out what a model lacks."""
+    if index.get("expand_timesteps"):
+        can = replace(can, text_to_video=True, image_to_video=True, known_frames=True, last_image=False)
     # An image encoder sees two images only where its transformer has places for both.
     sees_two = transformer.get("image_dim") is None or transformer.get("pos_embed_seq_len") is not None
     return replace(
-        rules,
+        can,
+        last_image=can.last_image and sees_two,
+        two_transformers=index.get("boundary_ratio") is not None,
+        embedded_guidance=can.embedded_guidance and bool(transformer.get("guidance_embeds", True)),
+    )
+
+
+def _rules(folder: Path, transformer: Mapping[str, Any], family: Mapping[str, Any]) -> Rules:
+    """Return the family's rules with those replaced that the configurations of VAE and transformer tell.
+
+    The VAE says how many pixels and frames one latent stands for, under one of two names, and the transformer how many
+    latents a token does and how many tokens or frames it has positions for.
+    """
+    rules = Rules(**family["rules"])
+    vae = _read_json(folder / "vae" / "config.json")
+    spatial = vae.get("scale_factor_spatial") or vae.get("spatial_compression_ratio")
+    temporal = vae.get("scale_factor_temporal") or vae.get("temporal_compression_ratio")
+    size_multiple = spatial * _patch(transformer) if spatial else rules.size_multiple
+    frame_multiple = temporal * family.get("latent_frames_at_once", 1) if temporal else rules.frame_multiple
+    max_size, max_frames = rules.max_size // size_multiple * size_multiple, rules.max_frames
+    if positions := transformer.get("rope_max_seq_len"):
+        max_size, max_frames = size_multiple * positions, frame_multiple * (positions - 1) + 1
+    elif "sample_frames" in transformer and not transformer.get("patch_size_t"):
+        # CogVideoX 1.0; of 1.5, whose tokens span two latent frames, this is the smaller of two lengths.
+        max_frames = transformer["sample_frames"]
+    return Rules(
         size_multiple=size_multiple,
         frame_multiple=frame_multiple,
         max_size=max_size,
         max_frames=max_frames,
-        only_size=only_size,
-        known_frames=known_frames,
-        needs_image=needs_image,
-        last_image=rules.last_image and needs_image and sees_two,
-        two_transformers=index.get("boundary_ratio") is not None,
-        embedded_guidance=rules.embedded_guidance and bool(transformer.get("guidance_embeds", True)),
+        fixed_size=bool(transformer.get("use_learned_positional_embeddings")),
     )
+
+
+def _fixed_sizes(transformer: Mapping[str, Any], rules: Rules) -> tuple[tuple[int, int], ...]:
+    """Return the one size of a model whose positions are learned; of others the configurations tell none."""
+    if not rules.fixed_size:
+        return ()
+    pixels = rules.size_multiple // _patch(transformer)
+    return ((transformer["sample_width"] * pixels, transformer["sample_height"] * pixels),)
+
+
+def _patch(transformer: Mapping[str, Any]) -> int:
+    """Return how many latents a token spans along a side."""
+    patch = transformer.get("patch_size", (1, 2, 2))
+    return patch if isinstance(patch, int) else max(patch[1:])
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -324,16 +491,19 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _component_files(checkpoint: Checkpoint, folder: Path) -> list[Path]:
     """Return the files that the components named in model_index.json are made of; raise where one is missing."""
     found = [folder / "model_index.json"]
-    for component in _components(folder):
+    index = _read_json(folder / "model_index.json")
+    for component in (name for name, entry in index.items() if isinstance(entry, list) and entry[0]):
         directory = folder / component
         files = sorted(path for path in directory.glob("*") if path.is_file())
         if not files:
             raise CheckpointError(f"{directory} is missing or empty.", tip=_repair(checkpoint))
-        for index in directory.glob("*.safetensors.index.json"):
-            for shard in sorted(set(_read_json(index)["weight_map"].values())):
+        for shards in directory.glob("*.safetensors.index.json"):
+            for shard in sorted(set(_read_json(shards)["weight_map"].values())):
                 if not (directory / shard).is_file():
                     raise CheckpointError(f"{directory / shard} is missing.", tip=_repair(checkpoint))
-        if (directory / "config.json").is_file() and not any(p.suffix in (".safetensors", ".bin") for p in files):
+        if (directory / "config.json").is_file() and not any(path.suffix == ".safetensors" for path in files):
+            if pickles := [path.name for path in files if path.suffix in PICKLES]:
+                raise integrity.pickle_refused(str(directory), pickles[0])
             raise CheckpointError(f"{directory} has no weights.", tip=_repair(checkpoint))
         found += files
     return found
@@ -345,35 +515,34 @@ def _verify_file(checkpoint: Checkpoint, folder: Path, file: CheckpointFile, *, 
         raise CheckpointError(
             f'The checkpoint "{checkpoint.name}" is incomplete: {path} is missing.', tip=_repair(checkpoint)
         )
-    size = path.stat().st_size
-    if size != file.size:
-        raise CheckpointError(f"{path} has {size} bytes, but {file.size} are expected.", tip=_repair(checkpoint))
-    if full and sha256(path) != file.sha256:
-        raise CheckpointError(f"{path} is damaged: its sha256 is not {file.sha256}.", tip=_repair(checkpoint))
+    integrity.check_file(path, file, full=full, tip=_repair(checkpoint))
 
 
-def _verify_safetensors(checkpoint: Checkpoint, path: Path) -> None:
-    """Compare the file's length with what its header says: 8 bytes of header length, a JSON header, the data."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            (header_length,) = struct.unpack("<Q", file.read(8))
-            if header_length > size:
-                raise ValueError("the header is longer than the file")
-            header = json.loads(file.read(header_length))
-        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-    except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is no safetensors file.", tip=_repair(checkpoint)) from error
-    expected = 8 + header_length + end
-    if size != expected:
-        raise CheckpointError(f"{path} has {size} bytes, but {expected} are expected.", tip=_repair(checkpoint))
+def _verify_components(checkpoint: Checkpoint, folder: Path, *, full: bool) -> None:
+    for path in _component_files(checkpoint, folder):
+        if path.suffix == ".safetensors":
+            integrity.check_safetensors(path, tip=_repair(checkpoint))
+        blob = path.resolve().name
+        if full and path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob) and integrity.sha256(path) != blob:
+            raise CheckpointError(f"{path} is damaged: its sha256 is not {blob}.", tip=_repair(checkpoint))
+
+
+def _verify_lora(checkpoint: Checkpoint, lora: Lora, *, full: bool) -> None:
+    locked = hub.lock(lora.repo, lora.revision)
+    file = next((file for file in locked.files if file.path == lora.file), None) if locked else None
+    if locked is None or file is None:
+        raise CheckpointError(
+            f'The checkpoint "{checkpoint.name}" is incomplete: {lora.file} of "{lora.repo}" was not downloaded.',
+            tip=_repair(checkpoint),
+        )
+    _verify_file(checkpoint, hub.folder(lora.repo, locked.commit), file, full=full)
 
 
 def _repair(checkpoint: Checkpoint) -> str:
     if checkpoint.source == "embedded":
         return "install vgen again: its own checkpoint comes with the package."
     if checkpoint.source == "hub":
-        return f"delete {checkpoint.folder} and run again: it is downloaded anew."
+        return f"get what is missing or damaged anew: vgen models pull --full {checkpoint.name}"
     return "copy or download the folder again."
 
 
@@ -409,9 +578,9 @@ def _main(arguments: list[str]) -> int:
         print("usage: python -m vgen.checkpoints hash NAME_OR_FOLDER", file=sys.stderr)
         return UsageError.exit_code
     try:
-        folder = _named(arguments[1]).folder if arguments[1] in names() else Path(arguments[1])
+        folder = resolve(arguments[1]).folder if arguments[1] in names() else Path(arguments[1])
         if folder is None or not folder.is_dir():
-            raise UsageError(f"There is no folder {folder}.")
+            raise UsageError(f"There is no folder {folder or arguments[1]}.")
         found = describe_files(folder)
     except VgenError as error:
         print(error, file=sys.stderr)

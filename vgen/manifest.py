@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vgen
-from vgen import batch, checkpoints
+from vgen import batch, integrity
+from vgen.checkpoints import HASHED_AT_LOAD
 from vgen.conditioning import given
 from vgen.errors import VgenError
 from vgen.request import GenerateRequest, Plan
@@ -24,14 +25,12 @@ if TYPE_CHECKING:
 Manifest = dict[str, Any]
 
 LIBRARIES = ("torch", "diffusers", "transformers")
-# Hashing reads about 1 GB in a second; a larger folder is told by its files' names and sizes only.
-MAX_HASHED_BYTES = 2 * 2**30
 
 
 def build(
     plan: Plan, runtime: Runtime, *, checkpoint: Mapping[str, Any], timings: Mapping[str, float], created: datetime
 ) -> Manifest:
-    """Return the manifest of one video; `checkpoint` is what `identity` says of the plan's checkpoint.
+    """Return the manifest of one video; `checkpoint` is what `identity` says of the checkpoint that was loaded.
 
     The request in it is complete: every default is written out, and the dtype is the one that was used.
     """
@@ -129,7 +128,7 @@ def _given_files(asked: GenerateRequest | Plan) -> dict[str, list[Path]]:
 def _content(paths: Sequence[Path]) -> str | None:
     """Return the sha256 of a file; of several, or of a folder of PNGs, that of their sha256; None of none."""
     files = [file for path in paths for file in (sorted(path.glob("*.png")) if path.is_dir() else [path])]
-    digests = [checkpoints.sha256(file) for file in files]
+    digests = [integrity.sha256(file) for file in files]
     if len(digests) <= 1:
         return digests[0] if digests else None
     return hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -140,12 +139,12 @@ def _files(checkpoint: Checkpoint) -> list[dict[str, Any]]:
         return [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in checkpoint.files]
     assert checkpoint.folder is not None  # Only what is on the hub may lack one.
     paths = sorted(path for path in checkpoint.folder.rglob("*") if path.is_file())
-    hashed = sum(path.stat().st_size for path in paths) <= MAX_HASHED_BYTES
+    hashed = sum(path.stat().st_size for path in paths) <= HASHED_AT_LOAD
     return [
         {
             "path": path.relative_to(checkpoint.folder).as_posix(),
             "size": path.stat().st_size,
-            "sha256": checkpoints.sha256(path) if hashed else None,
+            "sha256": integrity.sha256(path) if hashed else None,
         }
         for path in paths
     ]

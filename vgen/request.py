@@ -124,7 +124,7 @@ class Plan:
     @property
     def embedded_guidance_scale(self) -> float | None:
         """The scale that is an input of the model, where it takes one."""
-        return self.guidance_scale if self.checkpoint.rules.embedded_guidance else None
+        return self.guidance_scale if self.checkpoint.can.embedded_guidance else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as values that JSON can hold and `GenerateRequest.from_dict` reads."""
@@ -150,11 +150,8 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
     runtime.check_names(request.device, request.dtype)
     known_frames = _check_given(request, checkpoint)
     width, height = _frame_size(request, checkpoint)
-    if rules.only_size not in (None, (width, height)):
-        raise UsageError(
-            f"A size of {width}x{height} is not legal: this model has learned one size only.",
-            tip="use --width {} --height {}.".format(*rules.only_size or ()),
-        )
+    width, height = _size("width", width, rules), _size("height", height, rules)
+    _check_fixed_size(width, height, checkpoint)
     made = Plan(
         prompt=request.prompt,
         negative_prompt=_given(request.negative_prompt, defaults.negative_prompt),
@@ -162,10 +159,10 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
         seed=_seed(request.seed),
         num_inference_steps=_steps(_given(request.num_inference_steps, defaults.num_inference_steps)),
         guidance_scale=_guidance_scale(_given(request.guidance_scale, defaults.guidance_scale)),
-        guidance_scale_2=_guidance_scale_2(request.guidance_scale_2, checkpoint),
+        guidance_scale_2=_guidance_scale_2(request, checkpoint),
         true_cfg_scale=_true_cfg_scale(request.true_cfg_scale, checkpoint),
-        width=_size("width", width, rules),
-        height=_size("height", height, rules),
+        width=width,
+        height=height,
         num_frames=_num_frames(request, fps, checkpoint, notes),
         fps=fps,
         sampler=sampler,
@@ -207,6 +204,15 @@ def _size(name: str, value: int, rules: Rules) -> int:
             tip=f"use {' or '.join(f'--{name} {near}' for near in legal)}.",
         )
     return value
+
+
+def _check_fixed_size(width: int, height: int, checkpoint: Checkpoint) -> None:
+    if checkpoint.rules.fixed_size and (width, height) not in checkpoint.sizes:
+        learned = " or ".join(f"{w}x{h}" for w, h in checkpoint.sizes)
+        raise UsageError(
+            f'A size of {width}x{height} is not legal: "{checkpoint.name}" has learned {learned} only.',
+            tip=f"use {' or '.join(f'--width {w} --height {h}' for w, h in checkpoint.sizes)}.",
+        )
 
 
 def _num_frames(request: GenerateRequest, fps: float, checkpoint: Checkpoint, notes: list[str]) -> int:
@@ -269,19 +275,20 @@ def _guidance_scale(guidance_scale: float) -> float:
     return guidance_scale
 
 
-def _guidance_scale_2(guidance_scale: float | None, checkpoint: Checkpoint) -> float | None:
-    if guidance_scale is None:
-        return None
-    if not checkpoint.rules.two_transformers:
-        raise UsageError(
-            f'The model "{checkpoint.name}" has one transformer, and so one guidance scale.',
-            tip="use --guidance-scale alone.",
-        )
-    return _guidance_scale(guidance_scale)
+def _guidance_scale_2(request: GenerateRequest, checkpoint: Checkpoint) -> float | None:
+    if request.guidance_scale_2 is not None:
+        if not checkpoint.can.two_transformers:
+            raise UsageError(
+                f'The model "{checkpoint.name}" has one transformer, and so one guidance scale.',
+                tip="use --guidance-scale alone.",
+            )
+        return _guidance_scale(request.guidance_scale_2)
+    # As in diffusers, one scale that is given is for both; the checkpoint's two go together.
+    return checkpoint.defaults.guidance_scale_2 if request.guidance_scale is None else None
 
 
 def _true_cfg_scale(guidance_scale: float | None, checkpoint: Checkpoint) -> float | None:
-    if not checkpoint.rules.embedded_guidance:
+    if not checkpoint.can.embedded_guidance:
         if guidance_scale is None:
             return None
         raise UsageError(
@@ -298,7 +305,7 @@ def _frame_size(request: GenerateRequest, checkpoint: Checkpoint) -> tuple[int, 
         height, width = clips.read(request.video).frames.shape[1:3]
         rules = checkpoint.rules
         is_legal = all(side % rules.size_multiple == 0 and side <= rules.max_size for side in (width, height))
-        if is_legal and rules.only_size in (None, (width, height)):
+        if is_legal and (not rules.fixed_size or (width, height) in checkpoint.sizes):
             return width, height
     return _given(request.width, checkpoint.defaults.width), _given(request.height, checkpoint.defaults.height)
 
@@ -323,7 +330,7 @@ def _check_given(request: GenerateRequest, checkpoint: Checkpoint) -> str | None
 
     Raises `UsageError` for options that do not go together, and for a model that cannot.
     """
-    rules = checkpoint.rules
+    can = checkpoint.can
     if request.known_frames not in (None, *KNOWN_FRAMES):
         raise UsageError(
             f'There is no way "{request.known_frames}" to give frames.', tip=f"choose {' or '.join(KNOWN_FRAMES)}."
@@ -331,7 +338,7 @@ def _check_given(request: GenerateRequest, checkpoint: Checkpoint) -> str | None
     _check_video(request)
     images = [path for path in (request.image, request.last_image) if path is not None]
     known = [request.interpolate, request.video, *images]
-    if rules.needs_image:
+    if can.needs_image:
         if request.interpolate or request.video or request.known_frames:
             raise UsageError(
                 f'The model "{checkpoint.name}" makes videos from a first image, and takes no other frames.',
@@ -341,9 +348,10 @@ def _check_given(request: GenerateRequest, checkpoint: Checkpoint) -> str | None
             if request.last_image is not None:
                 raise UsageError("There is a last image and no first one.", tip="give both: --image and --last-image.")
             raise UsageError(
-                f'The model "{checkpoint.name}" makes videos from a first image.', tip="give it one: --image FILE."
+                f'The model "{checkpoint.name}" makes videos from a first image, and none is given.',
+                tip="give one with --image.",
             )
-        if request.last_image is not None and not rules.last_image:
+        if request.last_image is not None and not can.last_image:
             raise UsageError(f'The model "{checkpoint.name}" cannot end with an image.', tip="leave out --last-image.")
     elif not any(known):
         if request.known_frames is not None:
@@ -351,17 +359,18 @@ def _check_given(request: GenerateRequest, checkpoint: Checkpoint) -> str | None
                 "--known-frames says how frames are given, and there are none.", tip="give some: --image, --video."
             )
         return None
-    elif not rules.known_frames and request.known_frames != "reinject":
-        first_alone = not (request.interpolate or request.video)
-        raise UsageError(
-            f'The model "{checkpoint.name}" cannot {"start from an image" if first_alone else "be given frames"}: it '
-            "was not trained with known frames.",
-            tip="use a model whose model_index.json names an image-to-video pipeline or says expand_timesteps, such "
-            "as toyland, or try --known-frames reinject.",
-        )
+    elif not can.known_frames and request.known_frames != "reinject":
+        only_first = not (request.last_image or request.interpolate or request.video)
+        if not (only_first and can.image_to_video):
+            raise UsageError(
+                f'The model "{checkpoint.name}" cannot {"start from an image" if only_first else "be given frames"}: '
+                "it was not trained to.",
+                tip="use a model that can: vgen models list tells which, or try --known-frames reinject.",
+            )
     for path in images:
         open_image(path)
-    return None if rules.needs_image else request.known_frames or "timesteps"
+    takes_them = can.known_frames or request.known_frames == "reinject"
+    return request.known_frames or "timesteps" if takes_them and not can.needs_image else None
 
 
 def _check_video(request: GenerateRequest) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
+from vgen import hub
 from vgen.checkpoints import Checkpoint, fetch, verify
+from vgen.errors import CheckpointError
 from vgen.runtime import Runtime
 from vgen.sampling.flow import Scheduler
 
@@ -132,13 +134,31 @@ class Backbone(Protocol):
         """Return the self-attention modules in the order in which they run; each takes `set_processor`."""
 
 
-def load(checkpoint: Checkpoint, runtime: Runtime, *, decode_only: bool = False) -> Backbone:
+def load(
+    checkpoint: Checkpoint, runtime: Runtime, *, decode_only: bool = False, progress: hub.Progress = hub.SILENT
+) -> Backbone:
     """Return the backbone of a checkpoint on a runtime, its files fetched where they must be, and verified.
 
-    With `decode_only` it holds what `decode` needs and nothing else. Raises `CheckpointError`.
+    With `decode_only` it holds what `decode` needs and nothing else; `progress` is told of downloads. Raises
+    `CheckpointError`, and before anything is downloaded when the checkpoint is one that vgen cannot run.
     """
-    fetch(checkpoint)
+    require_runnable(checkpoint)
+    checkpoint = fetch(checkpoint, progress)
     verify(checkpoint)
     module, _, name = FAMILIES[checkpoint.family].partition(":")
     backbone = getattr(importlib.import_module(module), name)
     return cast(Backbone, backbone(checkpoint, runtime, decode_only=decode_only))
+
+
+def require_runnable(checkpoint: Checkpoint) -> None:
+    """Raise `CheckpointError` when vgen knows a checkpoint but lacks what it takes to run it."""
+    lacks = {
+        "a face as a condition": checkpoint.can.identity,
+        "LoRAs": bool(checkpoint.loras),
+        "the few steps that it was distilled for": bool(checkpoint.defaults.timesteps),
+    }
+    if missing := next((what for what, is_missing in lacks.items() if is_missing), None):
+        raise CheckpointError(
+            f'vgen knows "{checkpoint.name}" but cannot run it yet: it lacks {missing}.',
+            tip="vgen models list tells which models run.",
+        )

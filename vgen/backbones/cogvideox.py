@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vgen.backbones import Shot
-from vgen.backbones.components import decode_or_tile, frames_of, load_component, model_index, pixels_of
+from vgen.backbones.components import decode_or_tile, frames_of, load_component, load_scheduler, model_index, pixels_of
 from vgen.backbones.schedulers import step_options
 from vgen.checkpoints import Checkpoint
 from vgen.conditioning.frames import GivenImages, ImageCondition
@@ -47,7 +47,7 @@ class CogVideoX:
             return
 
         self.tokenizer = component("tokenizer")
-        self.scheduler = component("scheduler")
+        self.scheduler = load_scheduler(checkpoint, index.get("scheduler"))
         self._check_scheduler()
         self.text_encoder = component("text_encoder", dtype=runtime.torch_dtype).to(runtime.device)
         self.transformer = component("transformer", torch_dtype=runtime.torch_dtype).to(runtime.device)

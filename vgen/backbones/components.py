@@ -62,7 +62,9 @@ def load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any
         if not options:
             return component.from_pretrained(folder, local_files_only=True)
         with no_progress_bars():
-            model, info = component.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
+            model, info = component.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+            )
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f'Cannot load the {name} of "{checkpoint.name}": {reason}', tip=tip) from error
@@ -74,6 +76,16 @@ def load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any
             tip=tip,
         )
     return model.eval()
+
+
+def load_scheduler(checkpoint: Checkpoint, entry: Any) -> Any:
+    """Load the scheduler, with the shift of its flow's schedule that the checkpoint's defaults tell, if any."""
+    scheduler = load_component(checkpoint, "scheduler", entry)
+    shift = checkpoint.defaults.shift
+    if shift is None:
+        return scheduler
+    name = "flow_shift" if "flow_shift" in scheduler.config else "shift"
+    return type(scheduler).from_config(scheduler.config, **{name: shift})
 
 
 def pixels_of(frames: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from vgen.backbones.components import (
     decode_or_tile,
     frames_of,
     load_component,
+    load_scheduler,
     model_index,
     pixels_of,
 )
@@ -96,7 +97,7 @@ class HunyuanVideo15:
         if decode_only:
             return
 
-        self.scheduler = component("scheduler")
+        self.scheduler = load_scheduler(checkpoint, index.get("scheduler"))
         self.transformer = component("transformer", torch_dtype=runtime.torch_dtype).to(runtime.device)
         self.tokenizer = component("tokenizer")
         self.text_encoder = component("text_encoder", dtype=runtime.torch_dtype).to(runtime.device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vgen.backbones import Shot
-from vgen.backbones.components import decode_or_tile, frames_of, load_component, model_index, pixels_of
+from vgen.backbones.components import decode_or_tile, frames_of, load_component, load_scheduler, model_index, pixels_of
 from vgen.backbones.ltx_video import pack, unpack
 from vgen.backbones.schedulers import FlowScheduler, flow_scheduler, set_shifted_timesteps
 from vgen.checkpoints import Checkpoint
@@ -73,7 +73,7 @@ class LTX2:
         self.tokenizer = component("tokenizer")
         self.tokenizer.padding_side = "left"
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
-        self.scheduler = component("scheduler")
+        self.scheduler = load_scheduler(checkpoint, index.get("scheduler"))
         self.text_encoder = component("text_encoder", dtype=runtime.torch_dtype).to(runtime.device)
         self.connectors = component("connectors", torch_dtype=runtime.torch_dtype).to(runtime.device)
         self.transformer = component("transformer", torch_dtype=runtime.torch_dtype).to(runtime.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vgen.backbones import Shot
-from vgen.backbones.components import decode_or_tile, frames_of, load_component, model_index, pixels_of
+from vgen.backbones.components import decode_or_tile, frames_of, load_component, load_scheduler, model_index, pixels_of
 from vgen.backbones.schedulers import FlowScheduler, flow_scheduler
 from vgen.backbones.wan_image import WanImageInputs, given_channels, grey_video
 from vgen.checkpoints import Checkpoint
@@ -46,7 +46,7 @@ class Wan:
             return
 
         self.tokenizer = component("tokenizer")
-        self.scheduler = component("scheduler")
+        self.scheduler = load_scheduler(checkpoint, index.get("scheduler"))
         self.text_encoder = component("text_encoder", dtype=runtime.torch_dtype).to(runtime.device)
         self.transformer = component("transformer", torch_dtype=runtime.torch_dtype).to(runtime.device)
         # Wan 2.2's second transformer takes over where the noise falls below `boundary_ratio`.

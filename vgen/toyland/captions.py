@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-from vgen.toyland.face import BARE_SHARE
-from vgen.toyland.scene import Clip, Subject
+from vgen.toyland.scene import BARE_SHARE, Clip, Subject
 
 Length = Literal["short", "medium", "long"]
 LENGTHS: tuple[Length, ...] = ("short", "medium", "long")

@@ -10,12 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vgen.toyland.scene import COLOURS, RGB
+from vgen.toyland.scene import BARE_SHARE, COLOURS, RGB
 
 Box = tuple[float, float, float]
 SKIN_LIGHT, SKIN_DARK = (0.98, 0.84, 0.72), (0.42, 0.26, 0.17)
 HAIR_HUES = ((0.12, 0.08, 0.06), (0.38, 0.20, 0.08), (0.85, 0.66, 0.25), (0.72, 0.28, 0.10), (0.70, 0.70, 0.72))
-BARE_SHARE = 0.25  # of identities wear no hat
 
 
 def mix(first: RGB, second: RGB, amount: float) -> RGB:

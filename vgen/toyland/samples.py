@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vgen import video
@@ -19,6 +19,7 @@ from vgen.toyland.captions import LENGTHS, caption
 from vgen.toyland.renderer import render
 from vgen.toyland.scene import sample_clips
 
+LABEL_HEIGHT = 14  # pixels
 SHEET_COLUMNS = 5  # frames of each clip, evenly spaced
 
 
@@ -57,3 +58,15 @@ def contact_sheet(videos: Iterable[Tensor]) -> Tensor:
         picks = torch.linspace(0, len(frames) - 1, min(SHEET_COLUMNS, len(frames))).round().long()
         rows.append(torch.cat(list(frames[picks]), 1))
     return torch.cat(rows)
+
+
+def labelled_sheet(videos: Iterable[Iterable[Tensor]], labels: Iterable[str]) -> Image.Image:
+    """Return a picture: for each row a label and, under it, frames of some videos [F, H, W, 3] side by side."""
+    rows = [torch.cat([contact_sheet([frames]) for frames in beside], 1) for beside in videos]
+    high, wide = max(len(row) for row in rows) + LABEL_HEIGHT, max(row.shape[1] for row in rows)
+    sheet = Image.new("RGB", (wide, high * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        draw.text((2, index * high + 1), label, fill="black")
+        sheet.paste(Image.fromarray(row.numpy()), (0, index * high + LABEL_HEIGHT))
+    return sheet

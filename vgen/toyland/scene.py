@@ -35,6 +35,7 @@ CAMERAS = (
     "truck left", "truck right", "orbit left", "orbit right", "roll", "wander",
 )  # fmt: skip
 IDENTITY_SIZE = 16  # numbers in [0, 1) that draw a face: see face.py for what each does
+BARE_SHARE = 0.25  # of identities wear no hat
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,123 @@
+"""What the probes are trained on tells the truth, and a small run trains, goes on, and writes probes that load."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from vgen.cli import app
+from vgen.errors import VgenError
+from vgen.toyland import looks, probes
+from vgen.toyland.probes import LOOK_FRAMES, NUM_FRAMES, VERDICTS
+from vgen.toyland.prompts import ATTRIBUTES, identity_of
+from vgen.training import passed
+from vgen.training import probes as training
+from vgen.training.loop import Budget
+from vgen.training.vae import untrained_vae
+
+
+def examples(count: int = 24) -> passed.Examples:
+    return passed.rendered_examples(list(islice(passed.probe_clips(1), count)))
+
+
+def test_examples_tell_the_truth() -> None:
+    clips = list(islice(passed.probe_clips(1), 24))
+    made = passed.rendered_examples(clips)
+    assert made.frames.shape == (24, NUM_FRAMES, probes.SIDE, probes.SIDE, 3)
+    for index, clip in enumerate(clips):
+        values = [names[made.labels[index, at]] for at, names in enumerate(ATTRIBUTES.values())]
+        assert values[0] == clip.scene and values[-1] == clip.camera
+        assert bool(made.looks[index].isnan().any()) == (clip.subjects[0].shape != "head")
+    assert [index for index in range(24) if not made.single[index]] == [5, 17], "none in sight, and two"
+    assert not made.coverage[5].any() and made.coverage[0].any()
+
+
+def test_each_face_comes_in_two_clips() -> None:
+    faces = [clip.subjects[0].identity for clip in islice(passed.probe_clips(2), 60) if clip.subjects[0].identity]
+    assert len(faces) >= 6 and faces[0::2][:3] == faces[1::2][:3] and len(set(faces)) == -(-len(faces) // 2)
+    pair = list(islice(passed.head_pairs(0), 4))
+    assert pair[0].subjects[0].identity == pair[1].subjects[0].identity != pair[2].subjects[0].identity
+    assert pair[0].subjects[0].colour == pair[1].subjects[0].colour
+
+
+def test_the_mirror_and_time_turn_labels_and_paths_with_the_frames() -> None:
+    made = examples()
+    path = made.path[0] * training.MIRROR
+    rotation = path[:, 3:].view(NUM_FRAMES, 3, 4)[:, :, :3]
+    assert torch.allclose(torch.linalg.det(rotation), torch.ones(NUM_FRAMES), atol=1e-5), "still a rotation"
+    assert training.mirror("orbit left") == "orbit right" and training.mirror("goes away") == "goes away"
+    values = {value for name in ("action", "camera") for value in ATTRIBUTES[name]}
+    assert set(training.REVERSED) <= values
+    assert all(training.REVERSED[training.REVERSED[value]] == value for value in training.REVERSED)
+    batch = training.batch_of(made, random.Random(0))
+    assert batch.video.shape == (24, 3, NUM_FRAMES, probes.SIDE, probes.SIDE) and batch.video.abs().max() <= 1
+    assert not torch.equal(batch.labels, made.labels)
+    same = [name not in ("action", "camera") for name in ATTRIBUTES]
+    assert torch.equal(batch.labels[:, same], made.labels[:, same])
+    # The subject is where the coverage says, after turning as well: colours there differ from their surroundings.
+    index = int(made.coverage[:, 0].float().sum((1, 2)).argmax())
+    where = batch.coverage[index, 0].view(16, 16) > 0.9
+    cells = torch.nn.functional.avg_pool2d(batch.video[index, :, LOOK_FRAMES[0]][None], 8)[0]
+    assert (cells[:, where].mean(1) - cells[:, ~where].mean(1)).abs().max() > 0.1
+
+
+def test_what_is_spoiled_has_a_verdict_that_says_so() -> None:
+    rng = random.Random(1)
+    batch = training.spoil(training.batch_of(examples(), random.Random(0)), rng)
+    picture, order = (batch.verdicts[:, VERDICTS.index(name)] for name in ("picture", "order"))
+    assert 0 < (picture == 0).sum() < 12 and ((order == 0) & (picture == 1)).any()
+    for _ in range(20):
+        assert training.disorder(rng) not in (list(range(NUM_FRAMES)), list(range(NUM_FRAMES))[::-1])
+        assert training.no_picture(batch.video[0], rng).shape == batch.video[0].shape
+
+
+def test_equal_error_of_faces() -> None:
+    truths = torch.eye(3).repeat_interleave(2, 0)
+    rate, threshold = training.equal_error(truths + 0.1 * torch.randn(6, 3, generator=torch.Generator()), truths)
+    assert rate < 0.05 and 0.2 < threshold < 0.98
+    worst, _ = training.equal_error(torch.randn(40, 8), torch.eye(20).repeat_interleave(2, 0))
+    assert 0.2 < worst < 0.8
+
+
+def test_looks_are_alike_for_the_same_identity_alone() -> None:
+    rng = random.Random(0)
+    heads = torch.stack([looks.look(identity_of("red", rng), "red") for _ in range(200)])
+    unit = torch.nn.functional.normalize(heads, dim=1)
+    assert (unit @ unit.T).fill_diagonal_(0).max() < 0.95
+    raw = looks.raw_look(identity_of("blue", rng), "blue")
+    assert len(raw) == looks.LOOK_SIZE
+
+
+def test_a_small_run_goes_on_and_its_probes_load(tmp_path: Path) -> None:
+    untrained_vae().save_pretrained(tmp_path / "vae")
+    small = {"vae": tmp_path / "vae", "passed_clips": 3, "validation_clips": 2, "pool_clips": 4, "batch_size": 4}
+    training.train_probes(tmp_path / "run", budget=Budget(steps=1, log_steps=1), **small)  # type: ignore[arg-type]
+    training.train_probes(tmp_path / "run", budget=Budget(steps=2, log_steps=1), **small)  # type: ignore[arg-type]
+    steps = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if "loss" in line] == [1, 2]
+    assert all("scene_right" in line for line in steps if "loss" not in line)
+    assert probes.load(tmp_path / "run" / "probes").read([torch.zeros(3, 32, 32, 3, dtype=torch.uint8)])
+    other = untrained_vae()
+    other.decoder.conv_out.bias.data += 1
+    other.save_pretrained(tmp_path / "vae")
+    with pytest.raises(VgenError, match="another VAE"):
+        training.train_probes(tmp_path / "run", budget=Budget(steps=3), **small)  # type: ignore[arg-type]
+
+
+def test_the_renders_depend_on_the_step_alone() -> None:
+    first, second = training.Renders(3, 4), training.Renders(3, 4)
+    first.at(0)
+    assert torch.equal(first.at(2).frames, second.at(2).frames)
+
+
+def test_wrong_usage_is_told(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train", "probes", "--steps", "1", "--vae", str(tmp_path)])
+    assert result.exit_code == 2 and "not a VAE's folder" in result.output
+    assert replace(Budget(steps=1), steps=2).steps == 2

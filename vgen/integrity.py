@@ -1,0 +1,83 @@
+"""Whether files are what they should be: sizes, hashes, and no format but safetensors for weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from vgen.errors import CheckpointError
+
+# Formats that Python unpickles: reading such a file can run whatever code its author put there.
+PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFile:
+    """One file of a checkpoint: `path` inside its folder with forward slashes, `size` in bytes, `sha256` in hex."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_blob_id(path: Path) -> str:
+    """Return what git and the hub name a small file by, in hex: the sha1 of its size and content."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def describe_files(folder: Path) -> tuple[CheckpointFile, ...]:
+    """Return every file under `folder` but model cards with its size and sha256, sorted by path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md")
+    return tuple(
+        CheckpointFile(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256(path))
+        for path in paths
+    )
+
+
+def check_file(path: Path, file: CheckpointFile, *, full: bool, tip: str) -> None:
+    """Raise `CheckpointError` unless `path` has the size of `file` and, with `full`, its sha256."""
+    size = path.stat().st_size
+    if size != file.size:
+        raise CheckpointError(f"{path} has {size} bytes, but {file.size} are expected.", tip=tip)
+    if full and sha256(path) != file.sha256:
+        raise CheckpointError(f"{path} is damaged: its sha256 is not {file.sha256}.", tip=tip)
+
+
+def check_safetensors(path: Path, *, tip: str) -> None:
+    """Raise `CheckpointError` unless the file is as long as its header says.
+
+    It is 8 bytes of header length, a JSON header, and the data.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (header_length,) = struct.unpack("<Q", file.read(8))
+            if header_length > size:
+                raise ValueError("the header is longer than the file")
+            header = json.loads(file.read(header_length))
+        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no safetensors file.", tip=tip) from error
+    expected = 8 + header_length + end
+    if size != expected:
+        raise CheckpointError(f"{path} has {size} bytes, but {expected} are expected.", tip=tip)
+
+
+def pickle_refused(where: str, pickle: str) -> CheckpointError:
+    """Return the error for weights that are there as a pickle only: which file, why not, and what to do."""
+    return CheckpointError(
+        f"{where} has its weights as a pickle ({pickle}) and not as safetensors. Loading a pickle can run whatever "
+        "code its author put there, so vgen does not.",
+        tip="convert it where you trust it: load it with diffusers and call "
+        "save_pretrained(FOLDER, safe_serialization=True); or ask its authors for safetensors.",
+    )
