@@ -28,6 +28,12 @@ vgen generate "a blue cube moves left" --seed 1 --seed 2 -o cube.mp4 [dim]cube-1
 
 vgen generate "it jumps" --image first.png --seconds 4 -o jump.gif
 
+vgen generate "it jumps" --video clip.mp4 --extend 3 [dim]the clip, and how it goes on[/dim]
+
+vgen generate "a ball rolls" --interpolate a.png@0 --interpolate b.png@8 --interpolate c.png@16
+
+vgen generate "snow" --video clip.mp4 --mask hole.png [dim]anew where the mask is white[/dim]
+
 vgen generate --prompts prompts.txt -o clips/ [dim]one video per line[/dim]
 
 vgen generate --from clip.mp4 [dim]the same frames again[/dim]
@@ -35,7 +41,8 @@ vgen generate --from clip.mp4 [dim]the same frames again[/dim]
 vgen generate --from clip.mp4 --steps 50 --dry-run [dim]the plan, with one thing changed[/dim]
 """
 
-WHAT, HOW, SIZE, MACHINE, OUTPUT = "What to show", "How to make it", "Size and length", "Machine", "Output"
+WHAT, GIVEN, HOW, SIZE = "What to show", "What is given of it", "How to make it", "Size and length"
+MACHINE, OUTPUT = "Machine", "Output"
 
 
 @app.command(epilog=EPILOG)
@@ -49,6 +56,50 @@ def generate(
     ] = None,
     last_image: Annotated[
         Path | None, typer.Option(help="A picture to end with, where the model can.", rich_help_panel=WHAT)
+    ] = None,
+    interpolate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A picture at a frame, counted from 0; repeat it for several.",
+            rich_help_panel=GIVEN,
+            metavar="IMAGE@FRAME",
+        ),
+    ] = None,
+    video: Annotated[
+        Path | None,
+        typer.Option(
+            help="A clip, or a folder of PNGs, to go on from or to complete; its sound is left out.",
+            rich_help_panel=GIVEN,
+        ),
+    ] = None,
+    extend: Annotated[
+        float | None,
+        typer.Option(
+            help="Go on where --video ends, for so long; --frames is how many frames are made at once.",
+            rich_help_panel=GIVEN,
+            metavar="SECONDS",
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="A picture that is white where --video is to be made anew.", rich_help_panel=GIVEN),
+    ] = None,
+    missing: Annotated[
+        str | None,
+        typer.Option(
+            help="Frames of --video, at --fps, to make anew, counted from 0: 5-12,20.",
+            rich_help_panel=GIVEN,
+            metavar="FRAMES",
+        ),
+    ] = None,
+    known_frames: Annotated[
+        str | None,
+        typer.Option(
+            help="How the model is told what is given: timesteps, for models with one per token, or reinject, for "
+            "any. [dim]Default: timesteps[/dim]",
+            rich_help_panel=GIVEN,
+            metavar="HOW",
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,
@@ -172,6 +223,12 @@ def generate(
         "sampler": sampler,
         "image": image,
         "last_image": last_image,
+        "interpolate": interpolate or None,
+        "video": video,
+        "extend": extend,
+        "mask": mask,
+        "missing": missing,
+        "known_frames": known_frames,
         "device": device,
         "dtype": dtype,
     }

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 
 from vgen import files, options
 from vgen.backbones import Shot
-from vgen.conditioning.frames import GivenImages, ImageCondition, fit_image, open_image
+from vgen.conditioning import given
+from vgen.conditioning.frames import GivenImages, ImageCondition
+from vgen.conditioning.images import cut_note, fit_image, open_image
 from vgen.errors import VgenError
 from vgen.request import GenerateRequest, Plan
+from vgen.request import plan as planned
 from vgen.runtime import noise_generator, synchronize
 from vgen.sampling import SAMPLERS, bind
 from vgen.sampling.flow import OnStep
@@ -36,7 +39,7 @@ OnStage = Callable[[str], None]
 class Generation:
     """A finished video, its latents, the seconds that each stage took, and the sound of a model that makes one.
 
-    frames uint8 [F, H, W, 3]; latents float32 [1, C, T, h, w] on the CPU.
+    frames uint8 [F, H, W, 3]; latents float32 [N, C, T, h, w] on the CPU, one for each window of the video.
     """
 
     frames: np.ndarray
@@ -57,8 +60,8 @@ def generate(
     """Return the video that a plan describes, made by a loaded backbone.
 
     `on_step(i, n)` is called after step i of n; `on_warning`, before the first, with what the user should know.
-    `save_latents` gets the final latents [1, C, T, h, w] before they are decoded, so that nothing is lost when that
-    fails. Raises `VgenError` when the result is not finite.
+    `save_latents` gets the final latents [N, C, T, h, w] of the windows so far, before the last is decoded, so that
+    nothing is lost when that fails. Raises `VgenError` when the result is not finite.
     """
     import torch
 
@@ -67,62 +70,77 @@ def generate(
     for warning in _prompt_warnings(plan, backbone):
         on_warning(warning)
 
+    used = given.of(plan)
+    num_windows = 1 if used is None else used.num_windows
+    made: list[np.ndarray] = []
+    all_latents: list[Tensor] = []
     with torch.inference_mode():
         with stages("encode"):
             shot = _shot(plan)
-            images = _given_images(plan, on_warning)
+            images = _given_images(plan, on_warning) if used is None else None
             (text,) = backbone.encode_prompt([plan.prompt], images)
             (negative,) = backbone.encode_prompt([plan.negative_prompt]) if plan.cfg_scale > 1 else (None,)
-            image = ImageCondition() if images is None else backbone.encode_images(images, shot)
 
-        with stages("denoise"):
-            noise = backbone.noise(shot)
-            known = image.known
-            velocity = functools.partial(
-                backbone.velocity,
-                known=None if known is None else known.mask,
-                shot=shot,
-                image=image.inputs,
-                guidance_scale=plan.embedded_guidance_scale,
-            )
-            flow = classifier_free(velocity, text, negative, _guidance_scale(plan, backbone))
-            sigmas = backbone.sigmas(plan.num_inference_steps, shot)
-            solve = bind(sampler, lambda: backbone.native_scheduler(plan.num_inference_steps, shot))
-            start = image.start(noise)
-            latents = solve(flow if known is None else known.held(flow), start, sigmas, on_step=on_step)
-            latents = latents if known is None else known.hold(latents)
+        for window in range(num_windows):
+            with stages("encode"):
+                image = ImageCondition()
+                if used is not None:
+                    image = ImageCondition(known=used.canvas(made).encode(backbone, shot))
+                elif images is not None:
+                    image = backbone.encode_images(images, shot)
 
-        if not bool(latents.isfinite().all()):
-            raise VgenError(
-                "The model produced values that are not finite, which would decode to noise.",
-                tip="try --dtype float32, another --seed or a lower --guidance-scale.",
-            )
-        if save_latents is not None:
-            save_latents(latents.cpu())
-        with stages("decode"):
-            frames = backbone.decode(latents, shot)[0].cpu().numpy()
-            sound = backbone.decode_sound(latents, shot)
-    return Generation(frames=frames, latents=latents.cpu(), timings=stages.timings, sound=sound)
+            with stages("denoise"):
+                noise = backbone.noise(shot)
+                known = None if image.known is None else image.known.padded(noise.shape[2])
+                by_timestep = plan.known_frames != "reinject"
+                velocity = functools.partial(
+                    backbone.velocity,
+                    known=known.mask if known is not None and by_timestep else None,
+                    shot=shot,
+                    image=image.inputs,
+                    guidance_scale=plan.embedded_guidance_scale,
+                )
+                flow = classifier_free(velocity, text, negative, _guidance_scale(plan, backbone))
+                if known is not None:
+                    flow = known.held(flow) if by_timestep else known.reinjected(flow, noise)
+                sigmas = backbone.sigmas(plan.num_inference_steps, shot)
+                solve = bind(sampler, lambda: backbone.native_scheduler(plan.num_inference_steps, shot))
+                latents = solve(flow, image.start(noise), sigmas, on_step=_in_windows(on_step, window, num_windows))
+                latents = latents if known is None else known.hold(latents)
+
+            if not bool(latents.isfinite().all()):
+                raise VgenError(
+                    "The model produced values that are not finite, which would decode to noise.",
+                    tip="try --dtype float32, another --seed or a lower --guidance-scale.",
+                )
+            all_latents.append(latents.cpu())
+            if save_latents is not None:
+                save_latents(torch.cat(all_latents))
+            with stages("decode"):
+                made.append(backbone.decode(latents, shot)[0].cpu().numpy())
+                # A sound of windows would not be one, and that of a video is not the model's.
+                sound = backbone.decode_sound(latents, shot) if plan.video is None else None
+    frames = made[0] if used is None else used.finish(made)
+    return Generation(frames=frames, latents=torch.cat(all_latents), timings=stages.timings, sound=sound)
 
 
 def decode_latents(path: Path, backbone: Backbone, *, on_stage: OnStage | None = None) -> Generation:
-    """Return the video of a latents file that `save_latents` wrote; `timings` has "decode" only."""
+    """Return the video of a latents file that `save_latents` wrote; `timings` has "decode" only.
+
+    Of a clip that was to go on, it goes on for as many windows as there are.
+    """
     import torch
 
     latents, request = load_latents(path)
-    defaults = backbone.checkpoint.defaults
-    shot = Shot(
-        num_frames=request.num_frames or defaults.num_frames,
-        height=request.height or defaults.height,
-        width=request.width or defaults.width,
-        fps=request.fps or defaults.fps,
-        generator=noise_generator(request.seed or 0),
-    )
+    plan = planned(request, backbone.checkpoint)
+    shot = _shot(plan)
+    used = given.of(plan)
     stages = _Stages(backbone, on_stage)
     with torch.inference_mode(), stages("decode"):
-        on_device = latents.to(backbone.runtime.device)
-        frames = backbone.decode(on_device, shot)[0].cpu().numpy()
-        sound = backbone.decode_sound(on_device, shot)
+        windows = [latents[i : i + 1].to(backbone.runtime.device) for i in range(len(latents))]
+        made = [backbone.decode(window, shot)[0].cpu().numpy() for window in windows]
+        sound = backbone.decode_sound(windows[0], shot) if plan.video is None else None
+    frames = made[0] if used is None else used.finish(made)
     return Generation(frames=frames, latents=latents, timings=stages.timings, sound=sound)
 
 
@@ -140,7 +158,7 @@ def rebuild(plan: Plan, frames: np.ndarray, backbone: Backbone, *, on_stage: OnS
 
 
 def save_latents(path: Path, latents: Tensor, plan: Plan) -> None:
-    """Write latents [1, C, T, h, w] and the plan that made them as safetensors, all of it or nothing.
+    """Write latents [N, C, T, h, w] and the plan that made them as safetensors, all of it or nothing.
 
     Raises `VgenError` where the disk is full or the folder cannot be written to.
     """
@@ -153,7 +171,7 @@ def save_latents(path: Path, latents: Tensor, plan: Plan) -> None:
 
 
 def load_latents(path: Path) -> tuple[Tensor, GenerateRequest]:
-    """Return latents float32 [1, C, T, h, w] and the request, every field given, out of a file of `save_latents`.
+    """Return latents float32 [N, C, T, h, w] and the request, every field given, out of a file of `save_latents`.
 
     Raises `VgenError` for a file that is missing, damaged or not of this kind.
     """
@@ -177,20 +195,22 @@ def load_latents(path: Path) -> tuple[Tensor, GenerateRequest]:
 
 @dataclass
 class _Stages:
-    """Announces stages and measures them in wall seconds."""
+    """Announces stages as they change and measures them in wall seconds."""
 
     backbone: Backbone
     on_stage: OnStage | None
     timings: dict[str, float] = field(default_factory=dict)
+    name: str = ""
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        if self.on_stage is not None:
+        if self.on_stage is not None and name != self.name:
             self.on_stage(name)
+        self.name = name
         start = time.perf_counter()
         yield
         synchronize(self.backbone.runtime)
-        self.timings[name] = time.perf_counter() - start
+        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
 
 
 def _shot(plan: Plan) -> Shot:
@@ -208,16 +228,20 @@ def _given_images(plan: Plan, on_warning: Callable[[str], None]) -> GivenImages 
 
     def frame(path: Path) -> Tensor:
         image = open_image(path)
-        if image.width * plan.height != image.height * plan.width:
-            on_warning(
-                f"The image is {image.width}x{image.height} and the video {plan.width}x{plan.height}: "
-                "the image's edges are cut off."
-            )
+        if note := cut_note("The image", image.size, (plan.width, plan.height)):
+            on_warning(note)
         return torch.tensor(fit_image(image, plan.width, plan.height))[None, None]
 
     if plan.image is None:
         return None
     return GivenImages(first=frame(plan.image), last=None if plan.last_image is None else frame(plan.last_image))
+
+
+def _in_windows(on_step: OnStep | None, window: int, num_windows: int) -> OnStep | None:
+    """Return what counts the steps of one window among those of all."""
+    if on_step is None:
+        return None
+    return lambda step, num_steps: on_step(window * num_steps + step, num_windows * num_steps)
 
 
 def _guidance_scale(plan: Plan, backbone: Backbone) -> float | Callable[[Tensor], float]:

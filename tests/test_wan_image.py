@@ -155,7 +155,9 @@ def test_images_are_refused_before_loading_where_the_model_cannot_take_them(
     with pytest.raises(UsageError, match="cannot start from an image"):
         planned(tiny_checkpoint, PROMPT, **SIZE, image=pictures["image"])
     with pytest.raises(UsageError, match="a last image and no first one"):
-        planned(tiny_checkpoint, PROMPT, **SIZE, last_image=pictures["image"])
+        planned(wan21, PROMPT, **SIZE, last_image=pictures["image"])
+    with pytest.raises(UsageError, match="takes no other frames"):
+        planned(wan21, PROMPT, **SIZE, image=pictures["image"], interpolate=("a.png@4",))
     with pytest.raises(UsageError, match="one transformer"):
         planned(tiny_checkpoint, PROMPT, **SIZE, guidance_scale_2=2.0)
     with pytest.raises(UsageError, match="classifier-free already"):

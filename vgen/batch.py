@@ -11,6 +11,7 @@ from typing import Any
 
 from vgen import checkpoints
 from vgen.checkpoints import Checkpoint
+from vgen.conditioning import given
 from vgen.errors import UsageError, VgenError, did_you_mean
 from vgen.request import GenerateRequest, Plan, plan
 
@@ -100,12 +101,12 @@ def _anchored(request: GenerateRequest, checkpoint: Checkpoint) -> GenerateReque
         model = str(checkpoint.folder)
     elif checkpoint.source == "hub":
         model = checkpoint.anchored_name
-    return replace(
-        request,
-        model=model,
-        image=request.image and request.image.absolute(),
-        last_image=request.last_image and request.last_image.absolute(),
-    )
+    files: dict[str, Any] = {
+        name: value.absolute() for name, value in vars(request).items() if isinstance(value, Path)
+    }
+    keyframes = [given.keyframe(text) for text in request.interpolate or ()]
+    interpolate = tuple(f"{image.absolute()}@{frame}" for image, frame in keyframes) or None
+    return replace(request, model=model, interpolate=interpolate, **files)
 
 
 def _line(number: int, line: bytes, defaults: Mapping[str, Any], *, is_jsonl: bool) -> PromptLine:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import vgen
 from vgen import batch, integrity
 from vgen.checkpoints import HASHED_AT_LOAD
+from vgen.conditioning import given
 from vgen.errors import VgenError
 from vgen.request import GenerateRequest, Plan
 
@@ -37,8 +39,7 @@ def build(
         "created": created.isoformat(timespec="seconds"),
         "request": {**plan.to_dict(), "dtype": runtime.dtype},
         "seed": plan.seed,
-        "image_sha256": plan.image and integrity.sha256(plan.image),
-        "last_image_sha256": plan.last_image and integrity.sha256(plan.last_image),
+        **{f"{name}_sha256": _content(paths) for name, paths in _given_files(plan).items()},
         "checkpoint": dict(checkpoint),
         "device": runtime.device,
         "dtype": runtime.dtype,
@@ -90,15 +91,16 @@ def read(path: Path) -> Manifest:
 def request(manifest: Manifest, changes: Mapping[str, Any]) -> GenerateRequest:
     """Return the request that makes the manifest's video again, but for the fields in `changes`.
 
-    Raises `VgenError` when an image that it began or ended with is not the same any more.
+    Raises `VgenError` when a file that it was made from is not the same any more.
     """
     asked = GenerateRequest.from_dict(batch.merge(manifest["request"], changes))
-    for name, image in (("image", asked.image), ("last_image", asked.last_image)):
-        if image is None or name in changes or not image.is_file():
+    for name, paths in _given_files(asked).items():
+        if not paths or name in changes or not all(path.exists() for path in paths):
             continue
-        if integrity.sha256(image) != manifest[f"{name}_sha256"]:
+        if _content(paths) != manifest[f"{name}_sha256"]:
             option = "--" + name.replace("_", "-")
-            raise VgenError(f"The image {image} has changed since the video was made.", tip=f"give one with {option}.")
+            named = f"The {name.replace('_', ' ')} {paths[0]} has" if len(paths) == 1 else f"An image of {option} has"
+            raise VgenError(f"{named} changed since the video was made.", tip=f"give one with {option}.")
     return asked
 
 
@@ -114,6 +116,22 @@ def differences(manifest: Manifest, checkpoint: Checkpoint) -> list[str]:
         if was != version:
             found.append(f"The video was made with {library} {was} and this is {version}, so the frames may differ.")
     return found
+
+
+def _given_files(asked: GenerateRequest | Plan) -> dict[str, list[Path]]:
+    """Return the files that a request names, by the option that does."""
+    single = {"image": asked.image, "last_image": asked.last_image, "video": asked.video, "mask": asked.mask}
+    files = {name: [path] if path else [] for name, path in single.items()}
+    return {**files, "interpolate": [given.keyframe(text)[0] for text in asked.interpolate or ()]}
+
+
+def _content(paths: Sequence[Path]) -> str | None:
+    """Return the sha256 of a file; of several, or of a folder of PNGs, that of their sha256; None of none."""
+    files = [file for path in paths for file in (sorted(path.glob("*.png")) if path.is_dir() else [path])]
+    digests = [integrity.sha256(file) for file in files]
+    if len(digests) <= 1:
+        return digests[0] if digests else None
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _files(checkpoint: Checkpoint) -> list[dict[str, Any]]:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vgen import options, runtime
 from vgen.checkpoints import Checkpoint, Rules
+from vgen.conditioning import given
+from vgen.conditioning.images import open_image
 from vgen.errors import UsageError
 from vgen.sampling import SAMPLERS
 
 MAX_SEED = 2**63 - 1
+# How a model is told which frames are given: by a timestep of 0 at their tokens, or by their latents, noised anew at
+# each step, which any model takes and few heed as well.
+KNOWN_FRAMES = ("timesteps", "reinject")
 
 T = TypeVar("T")
 
@@ -25,8 +30,11 @@ class GenerateRequest:
 
     `width` and `height` are in pixels, `seconds` is an alternative to `num_frames`, `fps` is in frames per second,
     `sampler` is `name` or `name:key=value`, and `image` and `last_image` are the paths of the first and the last
-    frame. As in diffusers, `guidance_scale_2` is for the second of two transformers, and `true_cfg_scale` is
-    classifier-free guidance for a model that takes `guidance_scale` as an input.
+    frame. `interpolate` are images at frames, each `IMAGE@FRAME`. A `video` goes on for `extend` seconds, or is made
+    anew where the image `mask` is white and in the frames `missing`, such as `5-12,20`. `known_frames` is how the
+    model is told what is given, one of `KNOWN_FRAMES`. Frames are counted from 0. As in diffusers, `guidance_scale_2`
+    is for the second of two transformers, and `true_cfg_scale` is classifier-free guidance for a model that takes
+    `guidance_scale` as an input.
     """
 
     prompt: str
@@ -45,6 +53,12 @@ class GenerateRequest:
     sampler: str | None = None
     image: Path | None = None
     last_image: Path | None = None
+    interpolate: tuple[str, ...] | None = None
+    video: Path | None = None
+    extend: float | None = None
+    mask: Path | None = None
+    missing: str | None = None
+    known_frames: str | None = None
     device: str = "auto"
     dtype: str = "auto"
 
@@ -71,7 +85,9 @@ class GenerateRequest:
 class Plan:
     """One video with everything decided: a legal size and length, a seed, and the checkpoint that makes it.
 
-    `notes` says in sentences what was rounded and how. `device` and `dtype` may still be "auto".
+    `num_frames` is what the model makes at once: the video is longer where a clip goes on, and may be shorter where
+    one is completed. `known_frames` is None where no frames are known. `notes` says in sentences what was rounded,
+    cut or resampled and how. `device` and `dtype` may still be "auto".
     """
 
     prompt: str
@@ -89,6 +105,12 @@ class Plan:
     sampler: str
     image: Path | None
     last_image: Path | None
+    interpolate: tuple[str, ...] | None
+    video: Path | None
+    extend: float | None
+    mask: Path | None
+    missing: str | None
+    known_frames: str | None
     device: str
     dtype: str
     checkpoint: Checkpoint
@@ -126,11 +148,11 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
     sampler = _given(request.sampler, defaults.sampler)
     options.parse(sampler, SAMPLERS, what="sampler")
     runtime.check_names(request.device, request.dtype)
-    _check_images(request, checkpoint)
-    width = _size("width", _given(request.width, defaults.width), rules)
-    height = _size("height", _given(request.height, defaults.height), rules)
+    known_frames = _check_given(request, checkpoint)
+    width, height = _frame_size(request, checkpoint)
+    width, height = _size("width", width, rules), _size("height", height, rules)
     _check_fixed_size(width, height, checkpoint)
-    return Plan(
+    made = Plan(
         prompt=request.prompt,
         negative_prompt=_given(request.negative_prompt, defaults.negative_prompt),
         model=request.model,
@@ -146,11 +168,19 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
         sampler=sampler,
         image=request.image,
         last_image=request.last_image,
+        interpolate=request.interpolate or None,
+        video=request.video,
+        extend=request.extend,
+        mask=request.mask,
+        missing=request.missing,
+        known_frames=known_frames,
         device=request.device,
         dtype=request.dtype,
         checkpoint=checkpoint,
         notes=tuple(notes),
     )
+    used = given.of(made)
+    return made if used is None else replace(made, notes=(*made.notes, *used.notes))
 
 
 def nearest_legal(value: float, *, multiple: int, offset: int, lowest: int, highest: int) -> tuple[int, ...]:
@@ -189,7 +219,7 @@ def _num_frames(request: GenerateRequest, fps: float, checkpoint: Checkpoint, no
     rules = checkpoint.rules
     bounds = {"multiple": rules.frame_multiple, "offset": 1, "lowest": 1, "highest": rules.max_frames}
     if request.seconds is None:
-        value = _given(request.num_frames, checkpoint.defaults.num_frames)
+        value = _given(request.num_frames, _default_num_frames(request, fps, checkpoint))
         legal = nearest_legal(value, **bounds)
         if value not in legal:
             raise UsageError(
@@ -198,6 +228,10 @@ def _num_frames(request: GenerateRequest, fps: float, checkpoint: Checkpoint, no
                 tip=f"use {' or '.join(f'--frames {near}' for near in legal)}.",
             )
         return value
+    if request.extend is not None:
+        raise UsageError(
+            "Both --seconds and --extend are given.", tip="--extend says how long; --frames is what is made at once."
+        )
     if request.num_frames is not None:
         raise UsageError("Both frames and seconds are given.", tip="use --frames or --seconds, not both.")
     seconds = request.seconds
@@ -263,29 +297,101 @@ def _true_cfg_scale(guidance_scale: float | None, checkpoint: Checkpoint) -> flo
     return _guidance_scale(_given(guidance_scale, 1.0))
 
 
-def _check_images(request: GenerateRequest, checkpoint: Checkpoint) -> None:
-    from vgen.conditioning.frames import open_image
+def _frame_size(request: GenerateRequest, checkpoint: Checkpoint) -> tuple[int, int]:
+    """Return (width, height): where none is given, a clip's own if the model takes it, else the checkpoint's."""
+    if request.video is not None and request.width is None and request.height is None:
+        from vgen.conditioning import clips
 
+        height, width = clips.read(request.video).frames.shape[1:3]
+        rules = checkpoint.rules
+        is_legal = all(side % rules.size_multiple == 0 and side <= rules.max_size for side in (width, height))
+        if is_legal and (not rules.fixed_size or (width, height) in checkpoint.sizes):
+            return width, height
+    return _given(request.width, checkpoint.defaults.width), _given(request.height, checkpoint.defaults.height)
+
+
+def _default_num_frames(request: GenerateRequest, fps: float, checkpoint: Checkpoint) -> int:
+    """Return the checkpoint's number, or for a clip that is completed the lowest legal one that holds it."""
+    if request.video is None or request.extend is not None:
+        return checkpoint.defaults.num_frames
+    from vgen.conditioning import clips
+
+    num_frames, rules = len(clips.at_rate(clips.read(request.video), fps)), checkpoint.rules
+    if num_frames > rules.max_frames:
+        raise UsageError(
+            f"The clip has {num_frames} frames, and this model takes up to {rules.max_frames}.",
+            tip=f"use --frames {rules.max_frames} for its beginning.",
+        )
+    return -(-(num_frames - 1) // rules.frame_multiple) * rules.frame_multiple + 1
+
+
+def _check_given(request: GenerateRequest, checkpoint: Checkpoint) -> str | None:
+    """Return how the model is told of given frames; None where none are, or it takes images by inputs of its own.
+
+    Raises `UsageError` for options that do not go together, and for a model that cannot.
+    """
     can = checkpoint.can
-    if request.image is None:
-        if can.needs_image:
+    if request.known_frames not in (None, *KNOWN_FRAMES):
+        raise UsageError(
+            f'There is no way "{request.known_frames}" to give frames.', tip=f"choose {' or '.join(KNOWN_FRAMES)}."
+        )
+    _check_video(request)
+    images = [path for path in (request.image, request.last_image) if path is not None]
+    known = [request.interpolate, request.video, *images]
+    if can.needs_image:
+        if request.interpolate or request.video or request.known_frames:
+            raise UsageError(
+                f'The model "{checkpoint.name}" makes videos from a first image, and takes no other frames.',
+                tip="use --image alone, or a model with a timestep per token, such as toyland.",
+            )
+        if request.image is None:
+            if request.last_image is not None:
+                raise UsageError("There is a last image and no first one.", tip="give both: --image and --last-image.")
             raise UsageError(
                 f'The model "{checkpoint.name}" makes videos from a first image, and none is given.',
                 tip="give one with --image.",
             )
-        if request.last_image is not None:
-            raise UsageError("There is a last image and no first one.", tip="give both: --image and --last-image.")
-        return
-    if not can.image_to_video:
-        raise UsageError(
-            f'The model "{checkpoint.name}" cannot start from an image: it was not trained to.',
-            tip="leave the image out, or use a model that can: vgen models list tells which.",
-        )
-    if request.last_image is not None:
-        if not can.last_image:
+        if request.last_image is not None and not can.last_image:
             raise UsageError(f'The model "{checkpoint.name}" cannot end with an image.', tip="leave out --last-image.")
-        open_image(request.last_image)
-    open_image(request.image)
+    elif not any(known):
+        if request.known_frames is not None:
+            raise UsageError(
+                "--known-frames says how frames are given, and there are none.", tip="give some: --image, --video."
+            )
+        return None
+    elif not can.known_frames and request.known_frames != "reinject":
+        only_first = not (request.last_image or request.interpolate or request.video)
+        if not (only_first and can.image_to_video):
+            raise UsageError(
+                f'The model "{checkpoint.name}" cannot {"start from an image" if only_first else "be given frames"}: '
+                "it was not trained to.",
+                tip="use a model that can: vgen models list tells which, or try --known-frames reinject.",
+            )
+    for path in images:
+        open_image(path)
+    takes_them = can.known_frames or request.known_frames == "reinject"
+    return request.known_frames or "timesteps" if takes_them and not can.needs_image else None
+
+
+def _check_video(request: GenerateRequest) -> None:
+    """Raise `UsageError` unless a video, what is to become of it and the images go together."""
+    uses = {"--extend": request.extend, "--mask": request.mask, "--missing": request.missing}
+    asked = [option for option, value in uses.items() if value is not None]
+    if request.video is None:
+        if asked:
+            raise UsageError(f"{asked[0]} is for a video, and there is none.", tip="give it with --video CLIP.")
+        return
+    if not asked:
+        raise UsageError(
+            "A video is given, and nothing to do with it.",
+            tip="make it longer with --extend SECONDS, or complete it with --mask IMAGE or --missing FRAMES.",
+        )
+    if request.extend is not None and len(asked) > 1:
+        raise UsageError(f"Both --extend and {asked[1]} are given.", tip="do one after the other.")
+    if request.extend is not None and not (math.isfinite(request.extend) and request.extend > 0):
+        raise UsageError(f"A video cannot go on for {request.extend:g} seconds.", tip="use --extend 2.")
+    if request.image or request.last_image or request.interpolate:
+        raise UsageError("Both a video and images are given.", tip="leave out the images, or --video.")
 
 
 def _given(value: T | None, default: T) -> T:
@@ -293,6 +399,8 @@ def _given(value: T | None, default: T) -> T:
 
 
 def _json_safe(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
     return str(value) if isinstance(value, Path) else value
 
 
@@ -309,5 +417,8 @@ def _from_json(key: str, declared: str, value: Any) -> Any:
         return value
     if expected == "str" and isinstance(value, str):
         return value
-    words = {"int": "a whole number", "float": "a number", "str": "text", "Path": "a path"}[expected]
-    raise UsageError(f'The field "{key}" is {value!r}, but {words} is expected.')
+    if expected.startswith("tuple") and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+        return tuple(value)
+    words = {"int": "a whole number", "float": "a number", "str": "text", "Path": "a path"}
+    words["tuple[str, ...]"] = "a list of texts"
+    raise UsageError(f'The field "{key}" is {value!r}, but {words[expected]} is expected.')

@@ -138,8 +138,8 @@ class Wan:
         """Return dx/dsigma, float32 [B, C, T, h, w].
 
         latents [B, C, T, h, w]; sigma []; text [B, L, D]; known bool, broadcast to [B, 1, T, h, w]: where it is true
-        the latents are given and the timestep is 0 (per-token timesteps, as Wan 2.2 TI2V's); image is what
-        `encode_images` gave to an image-to-video model.
+        the latents are given, and where all of a token's are the timestep is 0 (per-token timesteps, as Wan 2.2
+        TI2V's); image is what `encode_images` gave to an image-to-video model.
         """
         timestep = self._timestep(sigma)
         transformer = self.transformer
@@ -149,10 +149,12 @@ class Wan:
         if image is not None:
             latents = torch.cat([latents, image.channels.expand(batch, -1, -1, -1, -1)], dim=1)
         if self.expand_timesteps:
-            _, patch_height, patch_width = transformer.config.patch_size
             known = torch.zeros((), dtype=torch.bool, device=latents.device) if known is None else known
-            known = known.expand(batch, 1, *latents.shape[2:])[:, 0, :, ::patch_height, ::patch_width]
-            timestep = timestep.where(~known, 0).flatten(1)
+            known = known.expand(batch, 1, *latents.shape[2:])
+            # A token is known where all of its cells are.
+            patch = transformer.config.patch_size
+            noisy = torch.nn.functional.max_pool3d((~known).float(), patch, patch)[:, 0].bool()
+            timestep = timestep.where(noisy, 0).flatten(1)
         else:
             assert known is None, "a plan with known frames was checked against the checkpoint"
             timestep = timestep.expand(batch)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgen.errors import UsageError
 from vgen.sampling.flow import Velocity
 
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL.Image import Image
     from torch import Tensor
 
 
@@ -39,7 +35,11 @@ class ImageCondition:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownFrames:
-    """Latents [1, C, T, h, w] that are given where `mask` [1, 1, T, 1, 1] is true; the others mean nothing."""
+    """Latents [1, C, T, h, w] that are given where `mask` [1, 1, T, h, w] is true; the others mean nothing.
+
+    A mask that is the same all over a frame may have h = w = 1. Of the cells of a token all are known or none, as a
+    model takes a timestep per token.
+    """
 
     latents: Tensor
     mask: Tensor
@@ -52,32 +52,32 @@ class KnownFrames:
         """Return a velocity that sees the known latents in place, whatever the sampler has made of them."""
         return lambda latents, sigma: velocity(self.hold(latents), sigma)
 
+    def reinjected(self, velocity: Velocity, noise: Tensor) -> Velocity:
+        """Return a velocity that sees the known latents with `noise` as strong as everywhere else.
+
+        For a model without per-token timesteps, which takes all that it sees to be at one sigma (RePaint's known
+        region, Lugmayr et al. 2022, arXiv:2201.09865, on a flow and without its resampling).
+        """
+
+        def at_sigma(latents: Tensor, sigma: Tensor) -> Tensor:
+            known = (1 - sigma) * self.latents + sigma * noise
+            return velocity(known.where(self.mask, latents), sigma)
+
+        return at_sigma
+
+    def padded(self, num_latent_frames: int) -> KnownFrames:
+        """Return the same for `num_latent_frames`: what a model packs behind its frames is not known."""
+        missing = num_latent_frames - self.latents.shape[2]
+        if missing == 0:
+            return self
+        from torch.nn.functional import pad
+
+        behind = (0, 0, 0, 0, 0, missing)
+        return KnownFrames(latents=pad(self.latents, behind), mask=pad(self.mask, behind))
+
 
 def first_frame(frame_latents: Tensor, num_latent_frames: int) -> KnownFrames:
     """Return known frames out of the latents [1, C, 1, H, W] of a first frame, for `num_latent_frames` in all."""
     mask = frame_latents.new_zeros((1, 1, num_latent_frames, 1, 1)).bool()
     mask[:, :, 0] = True
     return KnownFrames(latents=frame_latents.expand(-1, -1, num_latent_frames, -1, -1), mask=mask)
-
-
-def open_image(path: Path) -> Image:
-    """Return the image at `path` in RGB, turned as its EXIF says; raises `UsageError` where there is none."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError as error:
-        raise UsageError(f"There is no image {path}.", tip="check the path.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "it is no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise UsageError(f"Cannot read the image {path}: {reason}.", tip="give a PNG, JPEG or WebP file.") from error
-
-
-def fit_image(image: Image, width: int, height: int) -> np.ndarray:
-    """Return an image as uint8 [height, width, 3], scaled to cover the size and cut around its middle."""
-    import numpy as np
-    from PIL import Image as PIL_Image
-    from PIL import ImageOps
-
-    return np.asarray(ImageOps.fit(image, (width, height), PIL_Image.Resampling.LANCZOS))
