@@ -37,7 +37,7 @@ def test_toyland_is_known_by_name() -> None:
     assert "toyland" in names()
     assert (checkpoint.name, checkpoint.family, checkpoint.source) == ("toyland", "wan", "embedded")
     assert checkpoint.knows.endswith(".")
-    assert checkpoint.defaults.max_sequence_length == 64
+    assert checkpoint.defaults.max_sequence_length == 48
 
 
 @pytest.mark.parametrize("name", ["toylnd", "Toyland", "toy-land"])
