@@ -53,19 +53,18 @@ def show_plans(jobs: Sequence[Job], failures: Sequence[Failure], form: Format) -
             print(f"  to be downloaded{to_come}")
         if (weights := checkpoint.weights_gb()) is not None:
             print(f"  memory for weights: {weights:.1f} GB, offloaded {checkpoint.weights_gb(offload=True):.1f} GB")
-        for name, value in job.plan.to_dict().items():
-            print(f"  {name}: {value}")
+        show_facts(job.plan.to_dict(), "  ")
 
 
 def facts(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what is known of a checkpoint as values that JSON can hold."""
     known = asdict(checkpoint)
-    weights = {"whole": checkpoint.weights_gb(), "offload": checkpoint.weights_gb(offload=True)}
+    gigabytes = {"whole": checkpoint.weights_gb(), "offload": checkpoint.weights_gb(offload=True)}
     files = known["files"] or manifest.identity(checkpoint)["files"]
     return {
         **known,
         "folder": str(checkpoint.folder) if checkpoint.folder else None,
-        "weights_gb": weights,
+        "weights_gb": {name: value and round(value, 1) for name, value in gigabytes.items()},
         "files": files,
     }
 
