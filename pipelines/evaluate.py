@@ -110,7 +110,8 @@ def evaluate(folder: Path, found: Sequence[Trial], jobs: Sequence[Job], *, watch
     made = [video.read(trial.made.output).frames for trial in found]
     genuine = [video.read(trial.real.output).frames for trial in found]
     fps = found[0].made.plan.fps
-    readings, of_real = read_all(made, fps), read_all(genuine, fps)
+    both = read_all([*made, *genuine], fps)
+    readings, of_real = both[: len(made)], both[len(made) :]
     truths = [truth(trial.prompt.clip) for trial in found]
     report = {
         **score(readings, truths),

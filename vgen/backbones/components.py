@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vgen.backbones import Shot
 from vgen.checkpoints import Checkpoint
 from vgen.errors import CheckpointError
 
@@ -86,6 +87,19 @@ def load_scheduler(checkpoint: Checkpoint, entry: Any) -> Any:
         return scheduler
     name = "flow_shift" if "flow_shift" in scheduler.config else "shift"
     return type(scheduler).from_config(scheduler.config, **{name: shift})
+
+
+def normal_noise(shape: tuple[int, ...], shot: Shot, device: str) -> Tensor:
+    """Return noise float32 [1, *shape], drawn on the CPU, so that a seed means the same on every device."""
+    return torch.randn((1, *shape), generator=shot.generator).to(device)
+
+
+def first_frame_channels(first: Tensor, num_latent_frames: int) -> Tensor:
+    """Return a first frame's latents [1, C, 1, h, w] as channels [1, C + 1, T, h, w], the last 1 where given."""
+    given = torch.cat([first, torch.ones_like(first[:, :1])], dim=1)
+    channels = given.new_zeros(*given.shape[:2], num_latent_frames, *given.shape[3:])
+    channels[:, :, :1] = given
+    return channels
 
 
 def pixels_of(frames: Tensor) -> Tensor:

@@ -13,14 +13,16 @@ from vgen.backbones import Shot
 from vgen.backbones.components import (
     component_config,
     decode_or_tile,
+    first_frame_channels,
     frames_of,
     load_component,
     load_scheduler,
     model_index,
+    normal_noise,
     pixels_of,
 )
 from vgen.backbones.hunyuan_video_text import IMAGE_TOKENS, HunyuanText, PromptEncoder, SeeingPromptEncoder
-from vgen.backbones.schedulers import FlowScheduler, flow_scheduler
+from vgen.backbones.schedulers import FlowScheduler, flow_scheduler, set_straight_timesteps, sigmas_of
 from vgen.checkpoints import Checkpoint
 from vgen.conditioning.frames import GivenImages, ImageCondition, first_frame
 from vgen.conditioning.text import encodable
@@ -86,10 +88,7 @@ class HunyuanVideo:
 
         if self.image_condition_type == "token_replace":
             return ImageCondition(known=first_frame(first, latent_frames), start=start)
-        given = torch.cat([first, torch.ones_like(first[:, :1])], dim=1)
-        channels = given.new_zeros(*given.shape[:2], latent_frames, *given.shape[3:])
-        channels[:, :, :1] = given
-        return ImageCondition(inputs=channels, start=start)
+        return ImageCondition(inputs=first_frame_channels(first, latent_frames), start=start)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Return nothing: a tokenizer of bytes knows every word."""
@@ -112,18 +111,17 @@ class HunyuanVideo:
 
     def noise(self, shot: Shot) -> Tensor:
         """Return noise float32 [1, C, T, h, w]."""
-        shape = (1, *self.latent_shape(shot.num_frames, shot.height, shot.width))
-        return torch.randn(shape, generator=shot.generator).to(self.runtime.device)
+        shape = self.latent_shape(shot.num_frames, shot.height, shot.width)
+        return normal_noise(shape, shot, self.runtime.device)
 
     def sigmas(self, num_inference_steps: int, shot: Shot) -> Tensor:
         """Return the scheduler's sigmas of a straight line from 1, float32 [N + 1] on the CPU, falling to 0."""
-        self._set_timesteps(num_inference_steps)
-        sigmas: Tensor = self.scheduler.sigmas
-        return sigmas.float().cpu()
+        set_straight_timesteps(self.scheduler, num_inference_steps)
+        return sigmas_of(self.scheduler)
 
     def native_scheduler(self, num_inference_steps: int, shot: Shot) -> FlowScheduler:
         """Return the scheduler itself, in every published checkpoint Euler's."""
-        self._set_timesteps(num_inference_steps)
+        set_straight_timesteps(self.scheduler, num_inference_steps)
         return flow_scheduler(self.checkpoint, self.scheduler, shot.generator)
 
     def velocity(
@@ -204,9 +202,6 @@ class HunyuanVideo:
     def attention_slots(self) -> list[nn.Module]:
         """Return the joint attention of video and text in each of `blocks`."""
         return [block.get_submodule("attn") for block in self.blocks()]
-
-    def _set_timesteps(self, num_inference_steps: int) -> None:
-        self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1])
 
     def _prompt_encoder(self, images: GivenImages | None) -> PromptEncoder | SeeingPromptEncoder:
         length = self.checkpoint.defaults.max_sequence_length

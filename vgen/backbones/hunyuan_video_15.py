@@ -7,20 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vgen.backbones import Shot
 from vgen.backbones.components import (
     decode_or_tile,
+    first_frame_channels,
     frames_of,
     load_component,
     load_scheduler,
     model_index,
+    normal_noise,
     pixels_of,
 )
-from vgen.backbones.schedulers import FlowScheduler, flow_scheduler
+from vgen.backbones.schedulers import FlowScheduler, flow_scheduler, set_straight_timesteps, sigmas_of
 from vgen.checkpoints import Checkpoint
 from vgen.conditioning.frames import GivenImages, ImageCondition
 from vgen.conditioning.text import encodable
@@ -116,10 +117,8 @@ class HunyuanVideo15:
         """Return the first frame as channels beside the latents and as embeddings."""
         assert self.image_encoder is not None, "a plan with an image was checked against the checkpoint"
         first = self.encode_frames(images.first)
-        given = torch.cat([first, torch.ones_like(first[:, :1])], dim=1)
         _, latent_frames, _, _ = self.latent_shape(shot.num_frames, shot.height, shot.width)
-        channels = given.new_zeros(*given.shape[:2], latent_frames, *given.shape[3:])
-        channels[:, :, :1] = given
+        channels = first_frame_channels(first, latent_frames)
         picture = images.first[0, 0].cpu().numpy()
         pixels = self.feature_extractor(picture, do_resize=True, do_convert_rgb=True, return_tensors="pt").pixel_values
         embeddings = self.image_encoder(pixels.to(self.runtime.device, self.image_encoder.dtype)).last_hidden_state
@@ -145,18 +144,17 @@ class HunyuanVideo15:
 
     def noise(self, shot: Shot) -> Tensor:
         """Return noise float32 [1, C, T, h, w]."""
-        shape = (1, *self.latent_shape(shot.num_frames, shot.height, shot.width))
-        return torch.randn(shape, generator=shot.generator).to(self.runtime.device)
+        shape = self.latent_shape(shot.num_frames, shot.height, shot.width)
+        return normal_noise(shape, shot, self.runtime.device)
 
     def sigmas(self, num_inference_steps: int, shot: Shot) -> Tensor:
         """Return the scheduler's sigmas of a straight line from 1, float32 [N + 1] on the CPU, falling to 0."""
-        self._set_timesteps(num_inference_steps)
-        sigmas: Tensor = self.scheduler.sigmas
-        return sigmas.float().cpu()
+        set_straight_timesteps(self.scheduler, num_inference_steps)
+        return sigmas_of(self.scheduler)
 
     def native_scheduler(self, num_inference_steps: int, shot: Shot) -> FlowScheduler:
         """Return the scheduler itself, in every published checkpoint Euler's."""
-        self._set_timesteps(num_inference_steps)
+        set_straight_timesteps(self.scheduler, num_inference_steps)
         return flow_scheduler(self.checkpoint, self.scheduler, shot.generator)
 
     def velocity(
@@ -240,9 +238,6 @@ class HunyuanVideo15:
     def attention_slots(self) -> list[nn.Module]:
         """Return the joint attention of video and text in each of `blocks`."""
         return [block.get_submodule("attn") for block in self.blocks()]
-
-    def _set_timesteps(self, num_inference_steps: int) -> None:
-        self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1])
 
     def _timestep(self, sigma: Tensor, batch: int) -> Tensor:
         timestep: Tensor = (sigma * self.scheduler.config.num_train_timesteps).to(self.runtime.device)

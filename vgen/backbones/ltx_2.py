@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vgen.backbones import Shot
 from vgen.backbones.components import decode_or_tile, frames_of, load_component, load_scheduler, model_index, pixels_of
 from vgen.backbones.ltx_video import pack, unpack
-from vgen.backbones.schedulers import FlowScheduler, flow_scheduler, set_shifted_timesteps
+from vgen.backbones.schedulers import FlowScheduler, flow_scheduler, set_shifted_timesteps, sigmas_of
 from vgen.checkpoints import Checkpoint
 from vgen.conditioning.frames import GivenImages, ImageCondition, first_frame
 from vgen.conditioning.text import encodable, num_tokens, unknown_words
@@ -133,8 +133,7 @@ class LTX2:
     def sigmas(self, num_inference_steps: int, shot: Shot) -> Tensor:
         """Return the scheduler's sigmas, float32 [N + 1] on the CPU, larger the more video tokens the shot has."""
         self._set_timesteps(num_inference_steps, shot)
-        sigmas: Tensor = self.scheduler.sigmas
-        return sigmas.float().cpu()
+        return sigmas_of(self.scheduler)
 
     def native_scheduler(self, num_inference_steps: int, shot: Shot) -> FlowScheduler:
         """Return the scheduler itself, in every published checkpoint Euler's."""

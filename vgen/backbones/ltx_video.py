@@ -10,8 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from vgen.backbones import Shot
-from vgen.backbones.components import decode_or_tile, frames_of, load_component, load_scheduler, model_index, pixels_of
-from vgen.backbones.schedulers import FlowScheduler, flow_scheduler, set_shifted_timesteps
+from vgen.backbones.components import (
+    decode_or_tile,
+    frames_of,
+    load_component,
+    load_scheduler,
+    model_index,
+    normal_noise,
+    pixels_of,
+)
+from vgen.backbones.schedulers import FlowScheduler, flow_scheduler, set_shifted_timesteps, sigmas_of
 from vgen.checkpoints import Checkpoint
 from vgen.conditioning.frames import GivenImages, ImageCondition, first_frame
 from vgen.conditioning.text import encodable, num_tokens, unknown_words
@@ -88,14 +96,13 @@ class LTXVideo:
 
     def noise(self, shot: Shot) -> Tensor:
         """Return noise float32 [1, C, T, h, w]."""
-        shape = (1, *self.latent_shape(shot.num_frames, shot.height, shot.width))
-        return torch.randn(shape, generator=shot.generator).to(self.runtime.device)
+        shape = self.latent_shape(shot.num_frames, shot.height, shot.width)
+        return normal_noise(shape, shot, self.runtime.device)
 
     def sigmas(self, num_inference_steps: int, shot: Shot) -> Tensor:
         """Return the scheduler's sigmas, float32 [N + 1] on the CPU, larger the more tokens the shot has."""
         self._set_timesteps(num_inference_steps, shot)
-        sigmas: Tensor = self.scheduler.sigmas
-        return sigmas.float().cpu()
+        return sigmas_of(self.scheduler)
 
     def native_scheduler(self, num_inference_steps: int, shot: Shot) -> FlowScheduler:
         """Return the scheduler itself, in every published checkpoint Euler's."""

@@ -48,6 +48,17 @@ def flow_scheduler(checkpoint: Checkpoint, scheduler: Any, generator: torch.Gene
     return FlowScheduler(copy.deepcopy(scheduler), generator)
 
 
+def sigmas_of(scheduler: Any) -> Tensor:
+    """Return the sigmas that a scheduler was set to, float32 [N + 1] on the CPU."""
+    sigmas: Tensor = scheduler.sigmas
+    return sigmas.float().cpu()
+
+
+def set_straight_timesteps(scheduler: Any, num_inference_steps: int) -> None:
+    """Set a flow scheduler to sigmas on a straight line from 1 to 0, before a shift of its own."""
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1])
+
+
 def set_shifted_timesteps(
     scheduler: Any, num_inference_steps: int, num_tokens: int, *, base: tuple[int, float], most: tuple[int, float]
 ) -> None:

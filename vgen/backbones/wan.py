@@ -9,8 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from vgen.backbones import Shot
-from vgen.backbones.components import decode_or_tile, frames_of, load_component, load_scheduler, model_index, pixels_of
-from vgen.backbones.schedulers import FlowScheduler, flow_scheduler
+from vgen.backbones.components import (
+    decode_or_tile,
+    frames_of,
+    load_component,
+    load_scheduler,
+    model_index,
+    normal_noise,
+    pixels_of,
+)
+from vgen.backbones.schedulers import FlowScheduler, flow_scheduler, sigmas_of
 from vgen.backbones.wan_image import WanImageInputs, given_channels, grey_video
 from vgen.checkpoints import Checkpoint
 from vgen.conditioning.frames import GivenImages, ImageCondition, first_frame
@@ -110,14 +118,13 @@ class Wan:
 
     def noise(self, shot: Shot) -> Tensor:
         """Return noise float32 [1, C, T, h, w]."""
-        shape = (1, *self.latent_shape(shot.num_frames, shot.height, shot.width))
-        return torch.randn(shape, generator=shot.generator).to(self.runtime.device)
+        shape = self.latent_shape(shot.num_frames, shot.height, shot.width)
+        return normal_noise(shape, shot, self.runtime.device)
 
     def sigmas(self, num_inference_steps: int, shot: Shot | None = None) -> Tensor:
         """Return the scheduler's own sigmas, float32 [N + 1] on the CPU, falling to 0."""
         self.scheduler.set_timesteps(num_inference_steps)
-        sigmas: Tensor = self.scheduler.sigmas
-        return sigmas.float().cpu()
+        return sigmas_of(self.scheduler)
 
     def native_scheduler(self, num_inference_steps: int, shot: Shot) -> FlowScheduler:
         """Return the scheduler itself, often UniPC."""

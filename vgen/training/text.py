@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
 from vgen.toyland import captions, text
-from vgen.toyland.scene import ACTIONS, CAMERAS, COLOURS, SCENES, SHAPES, SIZES, Clip, sample_clip
+from vgen.toyland.prompts import ATTRIBUTES
+from vgen.toyland.scene import Clip, sample_clip
 from vgen.training.loop import Budget, Progress, train
 
-SUBJECT_TRAITS = {"shape": (*SHAPES, "head"), "colour": tuple(COLOURS), "size": tuple(SIZES), "action": ACTIONS}
+SUBJECT_TRAITS = {name: ATTRIBUTES[name] for name in ("shape", "colour", "size", "action")}
 NONE = "none"  # of an absent second subject
 TRAITS: dict[str, tuple[str, ...]] = {
-    "scene": SCENES,
-    "camera": CAMERAS,
+    "scene": ATTRIBUTES["scene"],
+    "camera": ATTRIBUTES["camera"],
     **{f"first {name}": values for name, values in SUBJECT_TRAITS.items()},
     **{f"second {name}": (NONE, *values) for name, values in SUBJECT_TRAITS.items()},
 }
