@@ -120,6 +120,7 @@ def base(
     batch_size: Annotated[int, typer.Option(min=1, help="Clips in a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of the blocks' Muon.")] = 2e-3,
     compile: Annotated[bool, typer.Option(help="Compile the blocks: a minute's wait, then faster steps.")] = True,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the weights of every save.")] = False,
     seed: Seed = 0,
     save_minutes: SaveMinutes = 5.0,
 ) -> None:
@@ -147,6 +148,7 @@ def base(
         batch_size=batch_size,
         learning_rate=learning_rate,
         compile_blocks=compile,
+        keep=keep,
         seed=seed,
     )
     print(output)

@@ -23,7 +23,7 @@ from vgen.toyland import text
 from vgen.toyland.renderer import render
 from vgen.toyland.scene import sample_clips
 from vgen.training import base
-from vgen.training.latents import LatentSet, encode_clips, latent_statistics
+from vgen.training.latents import LatentSet, encode_clips, latent_set, latent_statistics
 from vgen.training.loop import Budget, Progress, learning_rate_factor, train
 from vgen.training.muon import Muon, orthogonalise
 from vgen.training.text import TRAITS, traits_of
@@ -162,14 +162,24 @@ def test_batches_depend_on_the_step_alone_and_cover_the_known_frame_tasks() -> N
     assert (True, False, False, False, False) in masks
     assert (True, False, False, False, True) in masks and (False, False, False, False, True) in masks
     assert (True,) * 5 not in masks, "there is always something to learn"
+    regions = [base.known_tokens(rng, (3, 4, 4)) for _ in range(500)]
+    assert not any(region.all() for region in regions), "there is always something to learn"
+    assert any((region == region[:1]).all() and region[0].any() for region in regions), "some are in all frames"
     some = [bool(make(step, 2).known.any()) for step in range(200)]
     assert sum(some) / len(some) == pytest.approx(base.KNOWN_SHARE, abs=0.1)
+
+
+def test_batches_of_other_shapes_have_about_as_many_tokens() -> None:
+    sets = [small_set(frames=5), small_set(frames=1)]
+    make = base.batch_maker(sets, text.tokenizer(), mean=torch.zeros(1), std=torch.ones(1), seed=0)
+    sizes = {(len(batch.latents), batch.latents.shape[2]) for batch in (make(step, 2) for step in range(40))}
+    assert sizes == {(2, 5), (10, 1)}
 
 
 def test_known_frames_stay_clean_at_time_zero_and_have_no_loss() -> None:
     make = base.batch_maker([small_set()], text.tokenizer(), mean=torch.zeros(1), std=torch.ones(1), seed=0)
     batch = make(1, 6)
-    known = torch.tensor([[True, False, False]]).expand(6, 3)
+    known = torch.tensor([True, False, False]).view(1, 3, 1, 1).expand(6, 3, 2, 2)
     batch = base.Batch(**{**vars(batch), "known": known})
     seen: dict[str, Tensor] = {}
 
@@ -275,3 +285,12 @@ def test_wrong_usage_is_told_before_anything_heavy_is_loaded(
     result = CliRunner().invoke(app, ["train", *(argument.format(vae=shipped) for argument in arguments)])
     assert result.exit_code == 2 and says in result.output
     assert not list(tmp_path.iterdir())
+
+
+def test_a_set_that_grows_encodes_what_its_last_shard_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vgen.training.latents.SHARD_CLIPS", 2)
+    few, more = (
+        latent_set(tmp_path, untrained_vae(), count=count, num_frames=1, height=16, width=16) for count in (3, 4)
+    )
+    assert len(few.latents) == 3 and len(more.latents) == len(more.clips) == 4
+    assert torch.equal(few.latents, more.latents[:3])

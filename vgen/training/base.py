@@ -41,9 +41,11 @@ CONFIG = {
 # seen yet. More tokens show the same through more noise: the mean is for IMAGE_TOKENS tokens and grows with them.
 TIME_MEAN, TIME_SPREAD, IMAGE_TOKENS = 0.8, 1.4, 64
 DROPPED_CAPTIONS = 0.1
-KNOWN_SHARE = 0.3  # of the batches have known frames
+KNOWN_SHARE = 0.3  # of the batches have known tokens
+KNOWN_FRAMES_SHARE = 0.7  # of these are whole frames; the others are regions
 SUBJECT_WEIGHT = 6.0  # of the loss where a subject is, above the background's 1, as the noise goes to 0
 STATISTICS = "latents.json"  # the latents' means and divisors, in a run's folder
+HISTORY = "history"  # the weights of every save, in a run's folder
 PADDINGS = (48,) * 9 + (64, 512)  # lengths that prompts are padded to; stock pipelines use 512
 
 
@@ -74,7 +76,7 @@ class Batch:
 
     latents: Tensor  # [B, C, T, h, w], normalised
     coverage: Tensor  # [B, T, h, w]: the share that subjects cover
-    known: Tensor  # bool [B, T]: latent frames that are given, clean
+    known: Tensor  # bool [B, T, h/2, w/2]: tokens that are given, clean
     noise: Tensor  # like latents
     sigma: Tensor  # [B]
     tokens: Tensor  # long [B, S]
@@ -102,15 +104,31 @@ def known_frames(rng: random.Random, length: int) -> list[bool]:
     return [index in given for index in range(length)]
 
 
+def known_tokens(rng: random.Random, grid: tuple[int, int, int]) -> Tensor:
+    """Return which tokens of a grid (T, h, w) are given, bool: whole frames, or all but a box, or a box alone."""
+    length, rows, columns = grid
+    if rng.random() < KNOWN_FRAMES_SHARE:
+        return torch.tensor(known_frames(rng, length))[:, None, None].expand(grid)
+    (top, bottom), (left, right) = (sorted(rng.sample(range(size + 1), 2)) for size in (rows, columns))
+    box = torch.zeros(grid, dtype=torch.bool)
+    box[:, top:bottom, left:right] = True
+    return box if rng.random() < 0.25 and not box.all() else ~box
+
+
 def batch_maker(
     sets: list[LatentSet], tokenizer: PreTrainedTokenizerFast, *, mean: Tensor, std: Tensor, seed: int
 ) -> Callable[[int, int], Batch]:
-    """Return a function (step, size) → Batch: which clips, captions, times and noise depend on seed and step alone."""
+    """Return a function (step, size) → Batch: which clips, captions, times and noise depend on seed and step alone.
+
+    `size` counts clips of the first set; a batch of another has about as many tokens. Sets are drawn by their tokens.
+    """
+    sizes = [one.latents[0, 0].numel() for one in sets]
 
     def make(step: int, size: int) -> Batch:
         rng = random.Random(f"{seed}/{step}")
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
-        chosen = rng.choices(sets, weights=[len(one.clips) for one in sets])[0]
+        index = rng.choices(range(len(sets)), weights=[one.latents[:, 0].numel() for one in sets])[0]
+        chosen, size = sets[index], max(1, round(size * sizes[0] / sizes[index]))
         picks = [rng.randrange(len(chosen.clips)) for _ in range(size)]
         latents = (chosen.latents[picks].float() - mean) / std
         texts = [
@@ -121,10 +139,9 @@ def batch_maker(
         tokens = tokenizer(texts, padding=True, truncation=True, max_length=48, return_tensors="pt").input_ids
         # All or none in a batch, because per-token timesteps cost a tenth of a step.
         some_known = latents.shape[2] > 1 and rng.random() < KNOWN_SHARE
-        known = torch.tensor(
-            [known_frames(rng, latents.shape[2]) if some_known else [False] * latents.shape[2] for _ in picks]
-        )
-        num_tokens = latents[0, 0].numel() / 4
+        grid = (latents.shape[2], latents.shape[3] // 2, latents.shape[4] // 2)
+        known = torch.stack([known_tokens(rng, grid) if some_known else torch.zeros(grid).bool() for _ in picks])
+        num_tokens = math.prod(grid)
         mean_time = TIME_MEAN + 0.5 * math.log(num_tokens / IMAGE_TOKENS)
         sigma = torch.sigmoid(mean_time + TIME_SPREAD * torch.randn(size, generator=generator))
         noise = torch.randn(latents.shape, generator=generator)
@@ -142,24 +159,26 @@ def batch_maker(
 
 
 def flow_matching_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the mean square error of the velocity `noise - latents` over the frames that are not known.
+    """Return the mean square error of the velocity `noise - latents` over the tokens that are not known.
 
-    Known frames stay clean and their tokens' time is 0 (Wan 2.2's per-token timesteps). Subjects weigh more than the
+    Known tokens stay clean and their time is 0 (Wan 2.2's per-token timesteps). Subjects weigh more than the
     background that surrounds them, but only as far as the noise lets one see where they are: at sigma 1, where a
     weight would bias the mean towards subjects everywhere, all weigh the same.
     """
-    sigma = torch.where(batch.known, 0.0, batch.sigma[:, None])  # [B, T]
-    at = sigma[:, None, :, None, None]
+    sigma = torch.where(batch.known, 0.0, batch.sigma.view(-1, 1, 1, 1))  # [B, T, h/2, w/2]
+    timesteps = (sigma * 1000).flatten(1) if batch.known.any() else batch.sigma * 1000
+    at = cells_of(sigma)[:, None]
     noisy = (1 - at) * batch.latents + at * batch.noise
-    timesteps = batch.sigma * 1000
-    if batch.known.any():
-        tokens_per_frame = (batch.latents.shape[3] // 2) * (batch.latents.shape[4] // 2)
-        timesteps = (sigma * 1000).repeat_interleave(tokens_per_frame, 1)
     velocity: Tensor = model(noisy, timesteps, batch.tokens, batch.padding)
     error = (velocity.float() - (batch.noise - batch.latents)).square().mean(1)  # [B, T, h, w]
     weight = 1 + SUBJECT_WEIGHT * (1 - batch.sigma**4).view(-1, 1, 1, 1) * batch.coverage
-    weight = weight * ~batch.known[:, :, None, None]
+    weight = weight * ~cells_of(batch.known)
     return (error * weight).sum() / weight.sum()
+
+
+def cells_of(tokens: Tensor) -> Tensor:
+    """Return [B, T, h, w] of [B, T, h/2, w/2]: the latent pixels of each token."""
+    return tokens.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
 def optimizers_of(model: TextToVelocity, learning_rate: float) -> list[torch.optim.Optimizer]:
@@ -197,13 +216,14 @@ def train_base(
     seed: int = 0,
     learning_rate: float = 2e-3,
     compile_blocks: bool = True,
+    keep: bool = False,
 ) -> TextToVelocity:
     """Train in `folder` and return the averaged model.
 
     `shapes` are (frames, height, width, count) of the clips to render, encode with the VAE in `vae` and learn from;
     their latents are kept in `folder`. The run begins with the text encoder in `text_encoder`, or with all the weights
     of another run's folder, `start`. The latents' statistics come from the first run's first shape and stay with the
-    run: a VAE serves one normalisation.
+    run: a VAE serves one normalisation. `keep` keeps the weights of every save in `history`, by their step.
     """
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(mixed_precision="bf16")
@@ -239,8 +259,9 @@ def train_base(
 
     def on_save(average: nn.Module, progress: Progress) -> None:
         assert isinstance(average, TextToVelocity)
-        average.transformer.save_pretrained(folder / "transformer")
-        average.text_encoder.save_pretrained(folder / "text_encoder")
+        for place in [folder] + [folder / HISTORY / f"{progress.step:06d}"] * keep:
+            average.transformer.save_pretrained(place / "transformer")
+            average.text_encoder.save_pretrained(place / "text_encoder")
 
     optimizers = optimizers_of(model, learning_rate)
     if compile_blocks:

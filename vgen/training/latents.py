@@ -59,18 +59,19 @@ def latent_set(
     clips = list(islice(sample_clips(random.Random(shape).getrandbits(31)), count))
     shards = []
     for index, start in enumerate(range(0, count, SHARD_CLIPS)):
-        path = cache / f"{index:05d}.safetensors"
-        if not path.exists():
-            batch = clips[start : start + SHARD_CLIPS]
+        path, batch = cache / f"{index:05d}.safetensors", clips[start : start + SHARD_CLIPS]
+        kept = load_file(path) if path.exists() else {}
+        if not kept or len(kept["latents"]) < len(batch):
             size = max(1, 8 * 128 * 128 // (height * width))
             parts = [
                 encode_clips(vae, batch[at : at + size], num_frames, height, width)
                 for at in range(0, len(batch), size)
             ]
-            save_file({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, path.with_suffix(".new"))
+            kept = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            save_file(kept, path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
             logger.info("%s: %d of %d clips rendered and encoded", shape, min(start + SHARD_CLIPS, count), count)
-        shards.append(load_file(path))
+        shards.append({name: value[: len(batch)] for name, value in kept.items()})
     return LatentSet(clips=clips, **{name: torch.cat([shard[name] for shard in shards]) for name in shards[0]})
 
 
