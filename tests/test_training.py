@@ -289,8 +289,7 @@ def test_wrong_usage_is_told_before_anything_heavy_is_loaded(
 
 def test_a_set_that_grows_encodes_what_its_last_shard_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vgen.training.latents.SHARD_CLIPS", 2)
-    few, more = (
-        latent_set(tmp_path, untrained_vae(), count=count, num_frames=1, height=16, width=16) for count in (3, 4)
-    )
+    vae = untrained_vae()
+    few, more = (latent_set(tmp_path, vae, count=count, num_frames=1, height=16, width=16) for count in (3, 4))
     assert len(few.latents) == 3 and len(more.latents) == len(more.clips) == 4
     assert torch.equal(few.latents, more.latents[:3])
