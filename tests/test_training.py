@@ -19,11 +19,12 @@ from typer.testing import CliRunner
 
 import vgen.toyland
 from vgen.cli import app
+from vgen.errors import VgenError
 from vgen.toyland import text
 from vgen.toyland.renderer import render
 from vgen.toyland.scene import sample_clips
 from vgen.training import base
-from vgen.training.latents import LatentSet, encode_clips, latent_set, latent_statistics
+from vgen.training.latents import LatentSet, encode_clips, latent_set, latent_statistics, require_made_by
 from vgen.training.loop import Budget, Progress, learning_rate_factor, train
 from vgen.training.muon import Muon, orthogonalise
 from vgen.training.text import TRAITS, traits_of
@@ -293,3 +294,13 @@ def test_a_set_that_grows_encodes_what_its_last_shard_lacks(tmp_path: Path, monk
     few, more = (latent_set(tmp_path, vae, count=count, num_frames=1, height=16, width=16) for count in (3, 4))
     assert len(few.latents) == 3 and len(more.latents) == len(more.clips) == 4
     assert torch.equal(few.latents, more.latents[:3])
+
+
+def test_latents_of_another_vae_are_refused(tmp_path: Path) -> None:
+    for name, weights in (("one", b"1"), ("other", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "diffusion_pytorch_model.safetensors").write_bytes(weights)
+    for _ in range(2):
+        require_made_by(tmp_path / "one", tmp_path / "run")
+    with pytest.raises(VgenError, match="another VAE"):
+        require_made_by(tmp_path / "other", tmp_path / "run")

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
 from vgen.toyland import captions, text
-from vgen.training.latents import LatentSet, latent_set, latent_statistics
+from vgen.training.latents import LatentSet, latent_set, latent_statistics, require_made_by
 from vgen.training.loop import Budget, Progress, train
 from vgen.training.muon import Muon
 from vgen.training.vae import LATENT_CHANNELS
@@ -230,6 +230,7 @@ def train_base(
     torch.manual_seed(seed)
     codec = AutoencoderKLWan.from_pretrained(vae).to(accelerator.device).eval()
     with accelerator.main_process_first():  # the others find what it has encoded
+        require_made_by(vae, folder)
         sets = [
             latent_set(folder, codec, count=count, num_frames=frames, height=height, width=width)
             for frames, height, width, count in shapes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vgen.errors import VgenError
+from vgen.integrity import sha256
 from vgen.toyland.renderer import render
 from vgen.toyland.scene import Clip, sample_clips
 
@@ -47,6 +50,16 @@ def encode_clips(
     covered = nn.functional.avg_pool2d(covered, spatial)
     coverage = covered.reshape(len(clips), -1, vae.config.scale_factor_temporal, *covered.shape[2:]).amax(2)
     return {"latents": latents.to("cpu", torch.bfloat16), "coverage": coverage.to("cpu", torch.bfloat16)}
+
+
+def require_made_by(vae: Path, cache: Path) -> None:
+    """Note in the folder `cache` which VAE it was made by; raise `VgenError` where it was made by another."""
+    made_by = {"vae": sha256(vae / "diffusion_pytorch_model.safetensors")}
+    card = cache / "vae.json"
+    if card.exists() and json.loads(card.read_text()) != made_by:
+        raise VgenError(f"What {cache} holds went through another VAE.", tip="choose another --output.")
+    cache.mkdir(parents=True, exist_ok=True)
+    card.write_text(json.dumps(made_by))
 
 
 def latent_set(

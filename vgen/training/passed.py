@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from collections.abc import Iterator
@@ -15,13 +14,12 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vgen.errors import VgenError
-from vgen.integrity import sha256
 from vgen.toyland.looks import LOOK_SIZE, look
 from vgen.toyland.probes import ATTENTION_SIDE, LOOK_FRAMES, NUM_FRAMES, SECONDS, SIDE
 from vgen.toyland.prompts import ATTRIBUTES, even_clips, identity_of, truth
 from vgen.toyland.renderer import Rendered, render
 from vgen.toyland.scene import Clip
+from vgen.training.latents import require_made_by
 
 logger = logging.getLogger(__name__)
 
@@ -155,12 +153,7 @@ def passed_set(folder: Path, vae: Path, clips: list[Clip], *, name: str) -> Exam
     Raises `VgenError` where the clips of that name went through another VAE.
     """
     cache = folder / f"passed-{name}"
-    cache.mkdir(parents=True, exist_ok=True)
-    made_by = {"vae": sha256(vae / "diffusion_pytorch_model.safetensors")}
-    card = cache / "vae.json"
-    if card.exists() and json.loads(card.read_text()) != made_by:
-        raise VgenError(f"The clips in {cache} went through another VAE.", tip="choose another --output.")
-    card.write_text(json.dumps(made_by))
+    require_made_by(vae, cache)
     codec = None
     shards = []
     for index, start in enumerate(range(0, len(clips), SHARD_CLIPS)):
