@@ -1,4 +1,4 @@
-"""`vgen eval`: how well a model follows prompts."""
+"""`vgen eval`: how well a model does a task."""
 
 from __future__ import annotations
 
@@ -11,24 +11,35 @@ import typer
 from vgen import outputs
 from vgen.cli import progress
 from vgen.cli.results import Format
-from vgen.pipelines import evaluate
+from vgen.errors import UsageError, did_you_mean
+from vgen.pipelines.evaluate import REPORT, TASKS, evaluate, trials
 
 app = typer.Typer(add_completion=False)
 
-EPILOG = """
+EPILOG = f"""
+[bold]Tasks[/bold]
+
+generate [dim]videos from prompts[/dim]
+
+known-frames [dim]{", ".join(TASKS["known-frames"].parts)}[/dim]
+
 [bold]Examples[/bold]
 
 vgen eval --prompts 20 [dim]a first impression[/dim]
 
 vgen eval --model my-toyland --prompts 130 -o outputs/my-score --format json
 
+vgen eval known-frames --prompts 4 --only image --only region
+
 [dim]A run that was stopped goes on: the same command makes only the videos that are not there yet.[/dim]
 """
-COLUMNS = ("scene", "colour", "shape", "size", "action", "camera", "joint", "flicker")
+OUTPUTS = {name: Path("outputs") / ("eval" if name == "generate" else f"eval-{name}") for name in TASKS}
+WIDTH = 9  # of a column
 
 
 @app.command(name="eval", epilog=EPILOG)
 def eval_(
+    task: Annotated[str, typer.Argument(metavar="TASK", help=f"{' or '.join(TASKS)}.")] = "generate",
     model: Annotated[
         str, typer.Option(help="A name that vgen knows, a folder in diffusers layout, or a hub id.")
     ] = "toyland",
@@ -39,12 +50,24 @@ def eval_(
     sampler: Annotated[str | None, typer.Option(help="euler, heun or dpm++.", metavar="NAME")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A folder for videos, report and sheet.")] = Path(
-        "outputs/eval"
-    ),
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="PART", help="This part of the task alone. Repeatable.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A folder for videos, report and sheet. [dim]Default: outputs/eval\\[-TASK][/dim]",
+        ),
+    ] = None,
     form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text,
 ) -> None:
-    """Generate Toyland's held-out prompts, read the videos with probes, and print the score."""
+    """Make the videos of Toyland's held-out prompts, read them with probes, and print the score."""
+    if task not in TASKS:
+        raise UsageError(f'There is no task "{task}".{did_you_mean(task, TASKS)}', tip=f"use {' or '.join(TASKS)}.")
+    if only and not TASKS[task].parts:
+        raise UsageError(f"The task {task} has no parts, and --only names one.", tip="leave out --only.")
     given: dict[str, Any] = {
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
@@ -52,18 +75,36 @@ def eval_(
         "device": device,
         "dtype": dtype,
     }
-    given = {name: value for name, value in given.items() if value is not None}
-    found = evaluate.trials(output, num_prompts=prompts, seed=seed, model=model, given=given)
-    jobs = evaluate.missing(found)
-    outputs.prepare_folder(output / evaluate.REPORT)
+    asked = trials.Evaluation(
+        task=task,
+        folder=output or OUTPUTS[task],
+        num_prompts=prompts,
+        seed=seed,
+        model=model,
+        given={name: value for name, value in given.items() if value is not None},
+        only=tuple(only or ()),
+    )
+    found = TASKS[task].trials(asked)
+    jobs = trials.missing(found)
+    outputs.prepare_folder(asked.folder / REPORT)
     with progress.shown(len(jobs)) as watch:
-        report = evaluate.evaluate(output, found, jobs, watch=watch)
+        report = evaluate(asked, found, jobs, watch=watch)
     if form is Format.json:
         print(json.dumps(report))
         return
-    print(f"{'':9}" + "".join(f"{name:>9}" for name in COLUMNS))
-    for name, row in (("model", report), ("ceiling", report["ceiling"]), ("floor", report["floor"])):
-        shown = (f"{row[column]:9.4f}" if column in row else f"{'':9}" for column in COLUMNS)
-        print(f"{name:9}" + "".join(shown).rstrip())
+    rows = TASKS[task].table(report)
+    names = max(len(name) for name, _ in rows)
+    print(" " * names + "".join(f"{column:>{WIDTH}}" for column in TASKS[task].columns))
+    for name, row in rows:
+        print(f"{name:{names}}" + "".join(cell(row, column) for column in TASKS[task].columns).rstrip())
     print(report["report"])
     print(report["sheet"])
+
+
+def cell(row: dict[str, Any], column: str) -> str:
+    """Return a value of a table's row as it is printed; a PSNR of no error at all is "exact"."""
+    if column not in row:
+        return " " * WIDTH
+    if row[column] is None:
+        return f"{'exact':>{WIDTH}}"
+    return f"{row[column]:{WIDTH}.{2 if column.endswith('_db') else 4}f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -58,9 +59,14 @@ def _bars(console: Console, num_jobs: int) -> Iterator[Watch]:
 
 
 def _lines(num_jobs: int) -> Watch:
+    begun, start = 0, time.monotonic()
+
     def on_job(job: Job) -> None:
+        nonlocal begun
         if num_jobs > 1:
-            say(f"{job.output}:")
+            left = f", about {duration((time.monotonic() - start) / begun * (num_jobs - begun))} left" if begun else ""
+            begun += 1
+            say(f"{job.output} ({begun}/{num_jobs}{left}):")
 
     def on_stage(name: str) -> None:
         say(f"{DOING[name]} ...")
@@ -136,6 +142,13 @@ def _download_lines() -> hub.Progress:
 def _begins(listing: Listing, missing: int) -> str:
     kept = f" (of {readable(listing.size)}; the rest is here)" if missing < listing.size else ""
     return f"Downloading {listing.repo}: {readable(missing)}{kept}, to {hub.folder(listing.repo, listing.commit)}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in seconds for people, in the unit that suits it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def warn(message: str) -> None:

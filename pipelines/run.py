@@ -30,13 +30,14 @@ class Job:
     """One video to make and where to; `line` is the line of the prompt file that asks for it.
 
     With `source`, which returns frames uint8 [F, H, W, 3], nothing is generated: the video is what the model's VAE
-    leaves of those frames.
+    leaves of those frames. What `measure` returns of the video goes into its manifest.
     """
 
     plan: Plan
     output: Path
     line: int | None = None
     source: Callable[[], Frames] | None = None
+    measure: Callable[[Generation, Backbone], dict[str, float]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +178,8 @@ class _Run:
         )
         if job.source is not None:
             made["rebuilt"] = True
+        if job.measure is not None:
+            made["measured"] = job.measure(generation, self.backbone)
         if generation.sound is not None and job.output.suffix.lower() not in video.SOUND_ENCODERS:
             formats = " or ".join(video.SOUND_ENCODERS)
             self.warn(f"{job.output.suffix} has no place for the sound that the model made.\nTip: write {formats}.")

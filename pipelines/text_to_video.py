@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,11 +39,13 @@ OnStage = Callable[[str], None]
 class Generation:
     """A finished video, its latents, the seconds that each stage took, and the sound of a model that makes one.
 
-    frames uint8 [F, H, W, 3]; latents float32 [N, C, T, h, w] on the CPU, one for each window of the video.
+    frames uint8 [F, H, W, 3]; latents float32 [N, C, T, h, w] on the CPU, one for each window of the video; `windows`
+    are what these decode to, before anything that was given is put back.
     """
 
     frames: np.ndarray
     latents: Tensor
+    windows: Sequence[np.ndarray]
     timings: dict[str, float]
     sound: Sound | None = None
 
@@ -121,7 +123,7 @@ def generate(
                 # A sound of windows would not be one, and that of a video is not the model's.
                 sound = backbone.decode_sound(latents, shot) if plan.video is None else None
     frames = made[0] if used is None else used.finish(made)
-    return Generation(frames=frames, latents=torch.cat(all_latents), timings=stages.timings, sound=sound)
+    return Generation(frames=frames, latents=torch.cat(all_latents), windows=made, timings=stages.timings, sound=sound)
 
 
 def decode_latents(path: Path, backbone: Backbone, *, on_stage: OnStage | None = None) -> Generation:
@@ -141,7 +143,7 @@ def decode_latents(path: Path, backbone: Backbone, *, on_stage: OnStage | None =
         made = [backbone.decode(window, shot)[0].cpu().numpy() for window in windows]
         sound = backbone.decode_sound(windows[0], shot) if plan.video is None else None
     frames = made[0] if used is None else used.finish(made)
-    return Generation(frames=frames, latents=latents, timings=stages.timings, sound=sound)
+    return Generation(frames=frames, latents=latents, windows=made, timings=stages.timings, sound=sound)
 
 
 def rebuild(plan: Plan, frames: np.ndarray, backbone: Backbone, *, on_stage: OnStage | None = None) -> Generation:
@@ -154,7 +156,7 @@ def rebuild(plan: Plan, frames: np.ndarray, backbone: Backbone, *, on_stage: OnS
             latents = backbone.encode_frames(torch.tensor(frames)[None])
         with stages("decode"):
             rebuilt = backbone.decode(latents, _shot(plan))[0].cpu().numpy()
-    return Generation(frames=rebuilt, latents=latents.cpu(), timings=stages.timings)
+    return Generation(frames=rebuilt, latents=latents.cpu(), windows=[rebuilt], timings=stages.timings)
 
 
 def save_latents(path: Path, latents: Tensor, plan: Plan) -> None:

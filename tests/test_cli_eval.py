@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vgen import cli, video
-from vgen.pipelines import evaluate
+from vgen.pipelines.evaluate import scores
 from vgen.toyland.prompts import ATTRIBUTES, held_out, truth
 
 
@@ -22,11 +22,11 @@ def test_scores_count_what_is_read_and_right() -> None:
     truths = [truth(prompt.clip) for prompt in held_out()[:3]]
     readings = [Said(told) for told in truths]
     readings[1]["colour"] = "none of them"
-    found = evaluate.score(readings, truths)  # type: ignore[arg-type]
+    found = scores.score(readings, truths)  # type: ignore[arg-type]
     assert found == dict.fromkeys(ATTRIBUTES, 1.0) | {"colour": 0.6667, "joint": 0.6667}
     pairs = [(one, two) for one in truths for two in truths if one is not two]
     shuffled = sum(one["camera"] == two["camera"] for one, two in pairs) / len(pairs)
-    assert evaluate.floor(readings, truths)["camera"] == pytest.approx(shuffled, abs=1e-4)  # type: ignore[arg-type]
+    assert scores.floor(readings, truths)["camera"] == pytest.approx(shuffled, abs=1e-4)  # type: ignore[arg-type]
 
 
 def test_eval_makes_reads_reports_and_goes_on(tiny_expanded: Path, tmp_path: Path) -> None:
