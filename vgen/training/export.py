@@ -16,12 +16,15 @@ NAME = "toyland"  # in the configs, in place of the folder that a run had on its
 SHIFT = 5.0  # of the sigmas at generation: much of the way where there is much noise, as in training
 
 
-def export_checkpoint(vae: Path, base: Path, folder: Path) -> None:
-    """Write the checkpoint of a VAE's folder and a base run's folder; weights are safetensors in bfloat16."""
+def export_checkpoint(vae: Path, base: Path, folder: Path, *, weights: Path | None = None) -> None:
+    """Write the checkpoint of a VAE's folder and a base run's folder; weights are safetensors in bfloat16.
+
+    `weights` are others of the run than its last ones: a folder in its history.
+    """
     codec = AutoencoderKLWan.from_pretrained(vae)
     codec.register_to_config(**json.loads((base / STATISTICS).read_text()), _name_or_path=NAME)
     codec.to(torch.bfloat16).save_pretrained(folder / "vae")
-    model = load_run(base)
+    model = load_run(weights or base)
     model.transformer.register_to_config(_name_or_path=NAME)
     model.transformer.to(torch.bfloat16).save_pretrained(folder / "transformer")
     model.text_encoder.to(torch.bfloat16).save_pretrained(folder / "text_encoder")
