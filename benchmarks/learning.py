@@ -183,7 +183,8 @@ def plot(path: Path, runs: Sequence[Run], points: Sequence[dict[str, Any]], num_
     for run, line in zip(runs, losses, strict=True):
         for panel in (upper, lower):
             panel.line([(run.begins, panel.y[0]), (run.begins, panel.y[1])], "#888888", 1)
-        upper.text((upper.at((run.begins, 0))[0] / FINE + 5, upper.box[1] + 4), run.folder.name, "la")
+        ends = upper.at((run.begins + run.last, 0))[0] / FINE
+        upper.text((ends - 6, upper.box[1] + 4), run.folder.name, "ra")
         upper.line(line, "#000000")
     for index, (name, colour) in enumerate(COLOURS.items()):
         line = [(point["begins"] + point["step"], point["scores"][name]) for point in points]

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 from rich.console import Console
 
@@ -28,3 +30,19 @@ def test_in_a_terminal_the_steps_are_counted(
     assert "Denoising" in captured.err
     assert "3/25" in captured.err
     assert "0/2" in captured.err
+
+
+def test_without_a_terminal_many_jobs_are_counted_and_estimated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([100.0, 160.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.shown(num_jobs=11) as watch:
+        for name in ("a.mp4", "b.mp4"):
+            watch.on_job(SimpleNamespace(output=name))  # type: ignore[arg-type]
+    assert capsys.readouterr().err == "a.mp4 (1/11):\nb.mp4 (2/11, about 10 min left):\n"
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(89, "89 s"), (90, "2 min"), (5399, "90 min"), (9000, "2.5 h")])
+def test_times_are_told_in_their_unit(seconds: float, said: str) -> None:
+    assert progress.duration(seconds) == said

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # What a trial takes from the embedded checkpoint's defaults, whatever the model: all are scored alike.
 SETTINGS = ("width", "height", "num_frames", "fps", "num_inference_steps", "guidance_scale")
+ANYWHERE = ("device", "dtype", "model")  # fields in which a video that is there may differ
 REAL = "real"
 
 # Fields of a request, by the name of a video to make with them.
@@ -144,10 +145,9 @@ def missing(found: Sequence[Trial]) -> list[Job]:
             lacking.append(job)
             continue
         made = manifest.read(job.output)
-        anywhere = ("device", "dtype", "model")
-        asked = {key: value for key, value in job.plan.to_dict().items() if key not in anywhere}
-        was = {key: value for key, value in manifest.request(made, {}).to_dict().items() if key not in anywhere}
-        if was != asked or made["checkpoint"] != identity:
+        was = manifest.request(made, {}).to_dict()
+        asked = {key: value for key, value in job.plan.to_dict().items() if key not in ANYWHERE}
+        if made["checkpoint"] != identity or any(was[key] != value for key, value in asked.items()):
             raise VgenError(
                 f"{job.output} was made by another model, or with other settings.", tip="choose another --output."
             )
