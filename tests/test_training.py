@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -24,6 +25,8 @@ from vgen.toyland import text
 from vgen.toyland.renderer import render
 from vgen.toyland.scene import sample_clips
 from vgen.training import base
+from vgen.training.base import load_run
+from vgen.training.export import export_checkpoint
 from vgen.training.latents import LatentSet, encode_clips, latent_set, latent_statistics, require_made_by
 from vgen.training.loop import Budget, Progress, learning_rate_factor, train
 from vgen.training.muon import Muon, orthogonalise
@@ -240,7 +243,7 @@ def test_base_training_survives_kill_9_and_exports_a_checkpoint_that_generates(t
     command = [
         *("train", "base", "--vae", str(tmp_path / "vae"), "--text", str(tmp_path / "text")),
         *("--clips", "5x32x32=8", "--steps", "40", "--batch-size", "4", "--no-compile", "--save-minutes", "0.05"),
-        *("-o", str(tmp_path / "base")),
+        *("--keep", "-o", str(tmp_path / "base")),
     ]  # fmt: skip
     process = subprocess.Popen([sys.executable, "-m", "vgen", *command], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
@@ -259,6 +262,15 @@ def test_base_training_survives_kill_9_and_exports_a_checkpoint_that_generates(t
     result = CliRunner().invoke(app, [*generate, *size])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "clip.mp4").stat().st_size > 0
+
+    kept = load_run(tmp_path / "base" / "history" / "000040")
+    with torch.no_grad():
+        kept.transformer.proj_out.bias.fill_(3)
+    kept.transformer.save_pretrained(tmp_path / "other" / "transformer")
+    kept.text_encoder.save_pretrained(tmp_path / "other" / "text_encoder")
+    export_checkpoint(tmp_path / "vae", tmp_path / "base", tmp_path / "third", weights=tmp_path / "other")
+    exported = WanTransformer3DModel.from_pretrained(tmp_path / "third" / "transformer")
+    assert (exported.proj_out.bias == 3).all()
 
 
 @pytest.mark.parametrize(
