@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vgen import checkpoints, outputs
 from vgen.conditioning import given
@@ -208,7 +208,7 @@ def agreement(
     canvas = used.canvas([])
     at = canvas.known & known  # not the frames over which a picture stands still
     (window,) = generation.windows
-    reconstruction = reconstructed(replace(planned_as, known_frames="reinject"), backbone)
+    reconstruction = reconstructed(replace(planned_as, known_frames="reinject"), cast(Any, backbone))
     return {
         "given": squared_error(generation.frames, true, known),
         "vae": squared_error(reconstruction, canvas.frames, at),
@@ -218,7 +218,7 @@ def agreement(
 
 
 @functools.lru_cache(maxsize=1)  # both ways of a use have the same
-def reconstructed(planned_as: Plan, backbone: Any) -> Frames:
+def reconstructed(planned_as: Plan, backbone: Backbone) -> Frames:
     """Return what the VAE leaves of what a plan gives."""
     from vgen.pipelines import text_to_video
 
