@@ -32,6 +32,8 @@ vgen generate "it jumps" --video clip.mp4 --extend 3 [dim]the clip, and how it g
 
 vgen generate "a ball rolls" --interpolate a.png@0 --interpolate b.png@8 --interpolate c.png@16
 
+vgen generate "a fox" --model wan2.1-1.3b --lora style.safetensors:0.8
+
 vgen generate "snow" --video clip.mp4 --mask hole.png [dim]anew where the mask is white[/dim]
 
 vgen generate --prompts prompts.txt -o clips/ [dim]one video per line[/dim]
@@ -127,6 +129,15 @@ def generate(
             metavar="NAME|FOLDER|ID",
         ),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A LoRA in safetensors (a file, a folder or a hub id, OWNER/NAME/FILE) and its strength, 1 if none is "
+            "given; repeat it for their sum. high=..., low=... or both=... says which of two transformers.",
+            rich_help_panel=HOW,
+            metavar="LORA[:SCALE]",
+        ),
+    ] = None,
     seed: Annotated[
         list[int] | None,
         typer.Option(
@@ -157,7 +168,9 @@ def generate(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="euler, heun, dpm++ or native; options as in name:key=value.", rich_help_panel=HOW, metavar="NAME"
+            help="euler, heun, dpm++, lcm or native; options as in name:key=value.",
+            rich_help_panel=HOW,
+            metavar="NAME",
         ),
     ] = None,
     width: Annotated[int | None, typer.Option(help="In pixels.", rich_help_panel=SIZE)] = None,
@@ -221,6 +234,7 @@ def generate(
         "seconds": seconds,
         "fps": fps,
         "sampler": sampler,
+        "lora": lora or None,
         "image": image,
         "last_image": last_image,
         "interpolate": interpolate or None,

@@ -55,7 +55,7 @@ def _bars(console: Console, num_jobs: int) -> Iterator[Watch]:
             progress.update(stage, completed=step, total=num_steps, count=f"{step}/{num_steps}")
 
         download = _download_bar(progress)
-        yield Watch(on_job=on_job, on_stage=on_stage, on_step=on_step, on_warning=warn, download=download)
+        yield Watch(on_job=on_job, on_stage=on_stage, on_step=on_step, on_warning=warn, on_note=say, download=download)
 
 
 def _lines(num_jobs: int) -> Watch:
@@ -71,7 +71,7 @@ def _lines(num_jobs: int) -> Watch:
     def on_stage(name: str) -> None:
         say(f"{DOING[name]} ...")
 
-    return Watch(on_job=on_job, on_stage=on_stage, on_warning=warn, download=_download_lines())
+    return Watch(on_job=on_job, on_stage=on_stage, on_warning=warn, on_note=say, download=_download_lines())
 
 
 @contextmanager

@@ -51,6 +51,9 @@ def show_plans(jobs: Sequence[Job], failures: Sequence[Failure], form: Format) -
         if checkpoint.folder is None:
             to_come = f": {checkpoint.download_gb:g} GB" if checkpoint.download_gb else ""
             print(f"  to be downloaded{to_come}")
+        for lora in checkpoint.loras:
+            where = lora.path or f"{lora.name}, to be downloaded"
+            print(f"  LoRA on the {lora.component}: {where}, scale {lora.scale:g}")
         if (weights := checkpoint.weights_gb()) is not None:
             print(f"  memory for weights: {weights:.1f} GB, offloaded {checkpoint.weights_gb(offload=True):.1f} GB")
         show_facts(job.plan.to_dict(), "  ")
@@ -66,6 +69,7 @@ def facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "folder": str(checkpoint.folder) if checkpoint.folder else None,
         "weights_gb": {name: value and round(value, 1) for name, value in gigabytes.items()},
         "files": files,
+        "loras": [lora.to_dict() for lora in checkpoint.loras],
     }
 
 

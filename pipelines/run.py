@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vgen import files, hub, manifest, outputs, runtime
+from vgen import files, hub, loras, manifest, outputs, runtime
 from vgen.batch import Failure, PlannedLine
 from vgen.errors import VgenError
 from vgen.request import Plan
@@ -44,13 +44,15 @@ class Job:
 class Watch:
     """What is told while a run goes on: a job begins, a stage of it begins, step i of n is done, something is odd.
 
-    `download` is told of files that arrive where the model is not on this machine.
+    `on_note` is told what is good to know, such as how a LoRA fits; `download` of files that arrive where the model is
+    not on this machine.
     """
 
     on_job: Callable[[Job], None] = lambda job: None
     on_stage: Callable[[str], None] = lambda stage: None
     on_step: Callable[[int, int], None] = lambda step, num_steps: None
     on_warning: Callable[[str], None] = lambda message: None
+    on_note: Callable[[str], None] = lambda message: None
     download: hub.Progress = hub.SILENT
 
 
@@ -106,7 +108,7 @@ class _Run:
         self.watch = watch
         self.report = Report()
         self.start = time.perf_counter()
-        self.model: tuple[str, str, str] | None = None
+        self.model: tuple[Any, ...] | None = None
 
     def generate(self, job: Job, *, keep_latents: bool) -> None:
         backbone = self.load(job.plan)
@@ -140,7 +142,7 @@ class _Run:
             self.write(job, text_to_video.decode_latents(latents, backbone, on_stage=self.watch.on_stage))
 
     def load(self, plan: Plan, *, decode_only: bool = False) -> Backbone:
-        model = (plan.model, plan.device, plan.dtype)
+        model = (plan.model, plan.lora, plan.device, plan.dtype)
         if model != self.model:
             self.watch.on_stage("load")
             start = time.perf_counter()
@@ -152,6 +154,8 @@ class _Run:
             )
             self.identity = manifest.identity(self.backbone.checkpoint)
             self.model = model
+            for lora in () if decode_only else self.backbone.checkpoint.loras:
+                (self.warn if lora.unmatched else self.watch.on_note)(lora.report())
             self.report.timings["load"] += time.perf_counter() - start
         return self.backbone
 
@@ -169,6 +173,7 @@ class _Run:
         loaded = self.backbone.checkpoint
         # Before a download the plan did not know the commit that its model's name stands for.
         known = replace(job.plan, model=loaded.anchored_name) if loaded.source == "hub" else job.plan
+        known = replace(known, lora=tuple(map(loras.anchored, known.lora or ())) or None)
         made = manifest.build(
             known,
             self.backbone.runtime,

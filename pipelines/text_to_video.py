@@ -23,6 +23,7 @@ from vgen.runtime import noise_generator, synchronize
 from vgen.sampling import SAMPLERS, bind
 from vgen.sampling.flow import OnStep
 from vgen.sampling.guidance import classifier_free
+from vgen.sampling.schedule import at_timesteps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,8 +106,10 @@ def generate(
                 flow = classifier_free(velocity, text, negative, _guidance_scale(plan, backbone))
                 if known is not None:
                     flow = known.held(flow) if by_timestep else known.reinjected(flow, noise)
-                sigmas = backbone.sigmas(plan.num_inference_steps, shot)
-                solve = bind(sampler, lambda: backbone.native_scheduler(plan.num_inference_steps, shot))
+                sigmas = _sigmas(plan, backbone, shot)
+                solve = bind(
+                    sampler, lambda: backbone.native_scheduler(plan.num_inference_steps, shot), shot.generator
+                )
                 latents = solve(flow, image.start(noise), sigmas, on_step=_in_windows(on_step, window, num_windows))
                 latents = latents if known is None else known.hold(latents)
 
@@ -244,6 +247,13 @@ def _in_windows(on_step: OnStep | None, window: int, num_windows: int) -> OnStep
     if on_step is None:
         return None
     return lambda step, num_steps: on_step(window * num_steps + step, num_windows * num_steps)
+
+
+def _sigmas(plan: Plan, backbone: Backbone, shot: Shot) -> Tensor:
+    defaults = plan.checkpoint.defaults
+    if defaults.timesteps:
+        return at_timesteps(defaults.timesteps, defaults.shift)
+    return backbone.sigmas(plan.num_inference_steps, shot)
 
 
 def _guidance_scale(plan: Plan, backbone: Backbone) -> float | Callable[[Tensor], float]:

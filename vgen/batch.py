@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vgen import checkpoints
+from vgen import checkpoints, loras
 from vgen.checkpoints import Checkpoint
 from vgen.conditioning import given
 from vgen.errors import UsageError, VgenError, did_you_mean
@@ -106,7 +106,8 @@ def _anchored(request: GenerateRequest, checkpoint: Checkpoint) -> GenerateReque
     }
     keyframes = [given.keyframe(text) for text in request.interpolate or ()]
     interpolate = tuple(f"{image.absolute()}@{frame}" for image, frame in keyframes) or None
-    return replace(request, model=model, interpolate=interpolate, **files)
+    lora = tuple(map(loras.anchored, request.lora or ())) or None
+    return replace(request, model=model, lora=lora, interpolate=interpolate, **files)
 
 
 def _line(number: int, line: bytes, defaults: Mapping[str, Any], *, is_jsonl: bool) -> PromptLine:

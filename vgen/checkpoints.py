@@ -12,9 +12,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vgen import hub, integrity
+from vgen import hub, integrity, loras
 from vgen.errors import CheckpointError, UsageError, VgenError, did_you_mean
 from vgen.integrity import PICKLES, CheckpointFile, describe_files
+from vgen.loras import Lora
 
 Source = Literal["embedded", "folder", "hub"]
 
@@ -32,7 +33,8 @@ class Defaults:
 
     `guidance_scale_2` is that of a second transformer, where it differs. `shift` is the recommended shift of the
     flow's schedule; None: as the checkpoint's own scheduler says. `timesteps`, of 1000, are the noise levels that a
-    few-step student was trained at; empty for other models.
+    few-step student was trained at, before the shift; empty for other models. `attention` is the sparse attention
+    that it was trained with and cannot do without; empty for the dense one.
     """
 
     width: int
@@ -47,6 +49,7 @@ class Defaults:
     guidance_scale_2: float | None = None
     shift: float | None = None
     timesteps: tuple[int, ...] = ()
+    attention: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,24 +111,6 @@ class Peak:
 
     whole: float | None = None
     offload: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lora:
-    """A LoRA that belongs to a preset: a safetensors file on the hub, and what it changes how strongly."""
-
-    repo: str
-    file: str
-    revision: str | None = None
-    component: str = "transformer"
-    scale: float = 1.0
-
-    @property
-    def path(self) -> Path | None:
-        """Where the file is on this machine; None before it was pulled."""
-        locked = hub.lock(self.repo, self.revision)
-        path = hub.folder(self.repo, locked.commit) / self.file if locked else None
-        return path if path is not None and path.is_file() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,9 +196,12 @@ def fetch(checkpoint: Checkpoint, progress: hub.Progress = hub.SILENT) -> Checkp
 
     Raises `CheckpointError` when there is too little space or the hub cannot be reached.
     """
-    if checkpoint.repo is None or is_whole(checkpoint):
-        return checkpoint
-    return _download(checkpoint, progress, of=checkpoint.revision, revision=checkpoint.follows, full=False)
+    # LoRAs first: they are small, and a wrong one is found before the rest is downloaded.
+    fetched = tuple(loras.fetch(lora, progress) for lora in checkpoint.loras)
+    own = replace(checkpoint, loras=())
+    if own.repo is not None and not is_whole(own):
+        own = _download(own, progress, of=own.revision, revision=own.follows, full=False)
+    return replace(own, loras=fetched)
 
 
 def pull(
@@ -245,7 +233,8 @@ def remote(checkpoint: Checkpoint, *, of: str | None = None) -> tuple[hub.Listin
     """
     assert checkpoint.repo is not None, "checkpoints of the hub have a repository"
     own = hub.needed(hub.listing(checkpoint.repo, of or checkpoint.follows))
-    return (own, *(hub.only(hub.listing(lora.repo, lora.revision), lora.file) for lora in checkpoint.loras))
+    of_hub = [(lora.repo, lora) for lora in checkpoint.loras if lora.repo is not None]
+    return (own, *(hub.only(hub.listing(repo, lora.revision), lora.file) for repo, lora in of_hub))
 
 
 def verify(checkpoint: Checkpoint, *, full: bool | None = None) -> None:
@@ -268,7 +257,8 @@ def verify(checkpoint: Checkpoint, *, full: bool | None = None) -> None:
     if not checkpoint.files:
         _verify_components(checkpoint, folder, full=full)
     for lora in checkpoint.loras:
-        _verify_lora(checkpoint, lora, full=full)
+        tip = "copy or download it again." if lora.text else _repair(checkpoint)
+        loras.verify(lora, full=full, of=checkpoint.name, tip=tip)
 
 
 def is_whole(checkpoint: Checkpoint) -> bool:
@@ -294,8 +284,8 @@ def _download(
 ) -> Checkpoint:
     """Download the files of a revision or commit, `of`, lock them as what `revision` means, and return them."""
     assert checkpoint.repo is not None
-    own, *loras = remote(checkpoint, of=of)
-    for part in (replace(own, revision=revision or hub.DEFAULT_REVISION), *loras):
+    own, *others = remote(checkpoint, of=of)
+    for part in (replace(own, revision=revision or hub.DEFAULT_REVISION), *others):
         hub.download(part, progress, full=full)
     if checkpoint.name in names():
         return replace(_named(checkpoint.name, revision), loras=checkpoint.loras)
@@ -525,17 +515,6 @@ def _verify_components(checkpoint: Checkpoint, folder: Path, *, full: bool) -> N
         blob = path.resolve().name
         if full and path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob) and integrity.sha256(path) != blob:
             raise CheckpointError(f"{path} is damaged: its sha256 is not {blob}.", tip=_repair(checkpoint))
-
-
-def _verify_lora(checkpoint: Checkpoint, lora: Lora, *, full: bool) -> None:
-    locked = hub.lock(lora.repo, lora.revision)
-    file = next((file for file in locked.files if file.path == lora.file), None) if locked else None
-    if locked is None or file is None:
-        raise CheckpointError(
-            f'The checkpoint "{checkpoint.name}" is incomplete: {lora.file} of "{lora.repo}" was not downloaded.',
-            tip=_repair(checkpoint),
-        )
-    _verify_file(checkpoint, hub.folder(lora.repo, locked.commit), file, full=full)
 
 
 def _repair(checkpoint: Checkpoint) -> str:

@@ -7,6 +7,7 @@ import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vgen.errors import CheckpointError
 
@@ -53,8 +54,8 @@ def check_file(path: Path, file: CheckpointFile, *, full: bool, tip: str) -> Non
         raise CheckpointError(f"{path} is damaged: its sha256 is not {file.sha256}.", tip=tip)
 
 
-def check_safetensors(path: Path, *, tip: str) -> None:
-    """Raise `CheckpointError` unless the file is as long as its header says.
+def check_safetensors(path: Path, *, tip: str) -> dict[str, Any]:
+    """Return the header of a file: dtype, shape and place by tensor; raise `CheckpointError` unless it is as long.
 
     It is 8 bytes of header length, a JSON header, and the data.
     """
@@ -64,20 +65,22 @@ def check_safetensors(path: Path, *, tip: str) -> None:
             (header_length,) = struct.unpack("<Q", file.read(8))
             if header_length > size:
                 raise ValueError("the header is longer than the file")
-            header = json.loads(file.read(header_length))
+            header: dict[str, Any] = json.loads(file.read(header_length))
         end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
     except (struct.error, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is no safetensors file.", tip=tip) from error
     expected = 8 + header_length + end
     if size != expected:
         raise CheckpointError(f"{path} has {size} bytes, but {expected} are expected.", tip=tip)
+    return header
 
 
-def pickle_refused(where: str, pickle: str) -> CheckpointError:
+def pickle_refused(where: str, pickle: str, *, tip: str | None = None) -> CheckpointError:
     """Return the error for weights that are there as a pickle only: which file, why not, and what to do."""
     return CheckpointError(
         f"{where} has its weights as a pickle ({pickle}) and not as safetensors. Loading a pickle can run whatever "
         "code its author put there, so vgen does not.",
-        tip="convert it where you trust it: load it with diffusers and call "
+        tip=tip
+        or "convert it where you trust it: load it with diffusers and call "
         "save_pretrained(FOLDER, safe_serialization=True); or ask its authors for safetensors.",
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vgen
-from vgen import batch, integrity
+from vgen import batch, integrity, loras
 from vgen.checkpoints import HASHED_AT_LOAD
 from vgen.conditioning import given
 from vgen.errors import VgenError
@@ -53,14 +53,16 @@ def identity(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what tells this checkpoint from every other: name, repository, revision, and its files' sizes and sha256.
 
     A hub revision says it all. The files of a folder are hashed unless they are very large; their sha256 is None then.
+    LoRAs are told with what of them matches the model, where that was looked at.
     """
-    return {
+    known: dict[str, Any] = {
         "name": checkpoint.name,
         "family": checkpoint.family,
         "repo": checkpoint.repo,
         "revision": checkpoint.revision,
         "files": [] if checkpoint.source == "hub" else _files(checkpoint),
     }
+    return {**known, "loras": [lora.to_dict() for lora in checkpoint.loras]} if checkpoint.loras else known
 
 
 def sidecar(path: Path) -> Path:
@@ -99,7 +101,7 @@ def request(manifest: Manifest, changes: Mapping[str, Any]) -> GenerateRequest:
             continue
         if _content(paths) != manifest[f"{name}_sha256"]:
             option = "--" + name.replace("_", "-")
-            named = f"The {name.replace('_', ' ')} {paths[0]} has" if len(paths) == 1 else f"An image of {option} has"
+            named = f"The {name.replace('_', ' ')} {paths[0]} has" if len(paths) == 1 else f"A file of {option} has"
             raise VgenError(f"{named} changed since the video was made.", tip=f"give one with {option}.")
     return asked
 
@@ -107,10 +109,17 @@ def request(manifest: Manifest, changes: Mapping[str, Any]) -> GenerateRequest:
 def differences(manifest: Manifest, checkpoint: Checkpoint) -> list[str]:
     """Return what keeps this checkpoint and these libraries from making the manifest's frames again, in sentences."""
     found = []
-    if any(manifest["checkpoint"].get(key) != value for key, value in identity(checkpoint).items() if key != "name"):
+    was, now = manifest["checkpoint"], identity(checkpoint)
+    if any(was.get(key) != value for key, value in now.items() if key not in ("name", "loras")):
         found.append(
             f'The weights of "{checkpoint.name}" are not those that made the video, so the frames will differ.'
         )
+    hashes = [lora.get("sha256") for lora in was.get("loras", [])]
+    found += [
+        f"The LoRA {lora.name} is not what was on the model that made the video, so the frames will differ."
+        for lora in map(loras.identify, checkpoint.loras)
+        if lora.sha256 is not None and lora.sha256 not in hashes
+    ]
     for library, version in _versions().items():
         was = manifest["versions"].get(library)
         if was != version:
@@ -122,7 +131,8 @@ def _given_files(asked: GenerateRequest | Plan) -> dict[str, list[Path]]:
     """Return the files that a request names, by the option that does."""
     single = {"image": asked.image, "last_image": asked.last_image, "video": asked.video, "mask": asked.mask}
     files = {name: [path] if path else [] for name, path in single.items()}
-    return {**files, "interpolate": [given.keyframe(text)[0] for text in asked.interpolate or ()]}
+    keyframes = [given.keyframe(text)[0] for text in asked.interpolate or ()]
+    return {**files, "interpolate": keyframes, "lora": loras.local_files(asked.lora)}
 
 
 def _content(paths: Sequence[Path]) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vgen import options, runtime
+from vgen import loras, options, runtime
 from vgen.checkpoints import Checkpoint, Rules
 from vgen.conditioning import given
 from vgen.conditioning.images import open_image
@@ -29,12 +29,12 @@ class GenerateRequest:
     """One video as asked for; None means "as the checkpoint says".
 
     `width` and `height` are in pixels, `seconds` is an alternative to `num_frames`, `fps` is in frames per second,
-    `sampler` is `name` or `name:key=value`, and `image` and `last_image` are the paths of the first and the last
-    frame. `interpolate` are images at frames, each `IMAGE@FRAME`. A `video` goes on for `extend` seconds, or is made
-    anew where the image `mask` is white and in the frames `missing`, such as `5-12,20`. `known_frames` is how the
-    model is told what is given, one of `KNOWN_FRAMES`. Frames are counted from 0. As in diffusers, `guidance_scale_2`
-    is for the second of two transformers, and `true_cfg_scale` is classifier-free guidance for a model that takes
-    `guidance_scale` as an input.
+    `sampler` is `name` or `name:key=value`, each `lora` as `vgen.loras.asked` reads it, and `image` and `last_image`
+    are the paths of the first and the last frame. `interpolate` are images at frames, each `IMAGE@FRAME`. A `video`
+    goes on for `extend` seconds, or is made anew where the image `mask` is white and in the frames `missing`, such as
+    `5-12,20`. `known_frames` is how the model is told what is given, one of `KNOWN_FRAMES`. Frames are counted from 0.
+    As in diffusers, `guidance_scale_2` is for the second of two transformers, and `true_cfg_scale` is classifier-free
+    guidance for a model that takes `guidance_scale` as an input.
     """
 
     prompt: str
@@ -51,6 +51,7 @@ class GenerateRequest:
     seconds: float | None = None
     fps: float | None = None
     sampler: str | None = None
+    lora: tuple[str, ...] | None = None
     image: Path | None = None
     last_image: Path | None = None
     interpolate: tuple[str, ...] | None = None
@@ -103,6 +104,7 @@ class Plan:
     num_frames: int
     fps: float
     sampler: str
+    lora: tuple[str, ...] | None
     image: Path | None
     last_image: Path | None
     interpolate: tuple[str, ...] | None
@@ -147,7 +149,10 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
     notes: list[str] = []
     sampler = _given(request.sampler, defaults.sampler)
     options.parse(sampler, SAMPLERS, what="sampler")
+    num_inference_steps = _steps(_given(request.num_inference_steps, defaults.num_inference_steps))
+    _check_student(num_inference_steps, sampler, checkpoint)
     runtime.check_names(request.device, request.dtype)
+    checkpoint = _with_loras(checkpoint, request.lora)
     known_frames = _check_given(request, checkpoint)
     width, height = _frame_size(request, checkpoint)
     width, height = _size("width", width, rules), _size("height", height, rules)
@@ -157,7 +162,7 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
         negative_prompt=_given(request.negative_prompt, defaults.negative_prompt),
         model=request.model,
         seed=_seed(request.seed),
-        num_inference_steps=_steps(_given(request.num_inference_steps, defaults.num_inference_steps)),
+        num_inference_steps=num_inference_steps,
         guidance_scale=_guidance_scale(_given(request.guidance_scale, defaults.guidance_scale)),
         guidance_scale_2=_guidance_scale_2(request, checkpoint),
         true_cfg_scale=_true_cfg_scale(request.true_cfg_scale, checkpoint),
@@ -166,6 +171,7 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
         num_frames=_num_frames(request, fps, checkpoint, notes),
         fps=fps,
         sampler=sampler,
+        lora=request.lora or None,
         image=request.image,
         last_image=request.last_image,
         interpolate=request.interpolate or None,
@@ -264,6 +270,38 @@ def _steps(num_inference_steps: int) -> int:
     if not 1 <= num_inference_steps <= 1000:
         raise UsageError(f"{num_inference_steps} steps are not legal.", tip="choose --steps from 1 to 1000.")
     return num_inference_steps
+
+
+def _check_student(num_inference_steps: int, sampler: str, checkpoint: Checkpoint) -> None:
+    """Raise `UsageError` unless a few-step student is to make its steps, at the noise levels that it knows."""
+    timesteps = checkpoint.defaults.timesteps
+    if not timesteps:
+        return
+    if num_inference_steps != len(timesteps):
+        levels = ", ".join(map(str, timesteps))
+        raise UsageError(
+            f'{num_inference_steps} steps are not legal: "{checkpoint.name}" was distilled for {len(timesteps)}, at '
+            f"the timesteps {levels}.",
+            tip=f"leave out --steps, or use --steps {len(timesteps)}.",
+        )
+    if sampler.partition(":")[0].strip() == "native":
+        raise UsageError(
+            f'The sampler "native" has other noise levels than those that "{checkpoint.name}" was distilled for.',
+            tip=f"leave out --sampler, or use --sampler {checkpoint.defaults.sampler}.",
+        )
+
+
+def _with_loras(checkpoint: Checkpoint, asked: tuple[str, ...] | None) -> Checkpoint:
+    if not asked:
+        return checkpoint
+    if not checkpoint.can.lora:
+        raise UsageError(
+            f'The model "{checkpoint.name}" takes no LoRAs: diffusers cannot read any for its family.',
+            tip="leave out --lora, or use another model; vgen models show tells what one can do.",
+        )
+    own = tuple(lora for lora in checkpoint.loras if not lora.text)
+    wanted = loras.asked(asked, two_transformers=checkpoint.can.two_transformers)
+    return replace(checkpoint, loras=(*own, *wanted))
 
 
 def _guidance_scale(guidance_scale: float) -> float:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
-from vgen import hub
+from vgen import hub, loras
 from vgen.checkpoints import Checkpoint, fetch, verify
 from vgen.errors import CheckpointError
 from vgen.runtime import Runtime
@@ -139,12 +139,23 @@ def load(
 ) -> Backbone:
     """Return the backbone of a checkpoint on a runtime, its files fetched where they must be, and verified.
 
-    With `decode_only` it holds what `decode` needs and nothing else; `progress` is told of downloads. Raises
-    `CheckpointError`, and before anything is downloaded when the checkpoint is one that vgen cannot run.
+    With `decode_only` it holds what `decode` needs and nothing else, so no LoRAs; `progress` is told of downloads.
+    LoRAs are a part of the weights, and the backbone's checkpoint tells what of them was. Raises `CheckpointError`,
+    and before anything is downloaded when the checkpoint is one that vgen cannot run.
     """
     require_runnable(checkpoint)
-    checkpoint = fetch(checkpoint, progress)
-    verify(checkpoint)
+    if decode_only:
+        known = tuple(map(loras.identify, checkpoint.loras))
+        checkpoint = fetch(replace(checkpoint, loras=()), progress)
+        verify(checkpoint)
+        checkpoint = replace(checkpoint, loras=known)
+    else:
+        checkpoint = fetch(checkpoint, progress)
+        verify(checkpoint)
+        if checkpoint.loras:
+            from vgen.backbones import lora
+
+            checkpoint = lora.check(checkpoint)
     module, _, name = FAMILIES[checkpoint.family].partition(":")
     backbone = getattr(importlib.import_module(module), name)
     return cast(Backbone, backbone(checkpoint, runtime, decode_only=decode_only))
@@ -154,8 +165,9 @@ def require_runnable(checkpoint: Checkpoint) -> None:
     """Raise `CheckpointError` when vgen knows a checkpoint but lacks what it takes to run it."""
     lacks = {
         "a face as a condition": checkpoint.can.identity,
-        "LoRAs": bool(checkpoint.loras),
-        "the few steps that it was distilled for": bool(checkpoint.defaults.timesteps),
+        f"the sparse attention that it was trained with, {checkpoint.defaults.attention}": bool(
+            checkpoint.defaults.attention
+        ),
     }
     if missing := next((what for what, is_missing in lacks.items() if is_missing), None):
         raise CheckpointError(

@@ -76,6 +76,16 @@ def load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any
             f"{missing[0]}.",
             tip=tip,
         )
+    if any("to_gate_compress" in key for key in info["unexpected_keys"]):
+        raise CheckpointError(
+            f'The {name} of "{checkpoint.name}" was trained with sparse attention (VSA), which vgen lacks: without it '
+            "the model is another one.",
+            tip="use a student with full attention, such as fastwan2.2-5b.",
+        )
+    if checkpoint.loras and name in (*(lora.component for lora in checkpoint.loras), "connectors"):
+        from vgen.backbones import lora
+
+        lora.merge(model, checkpoint, name)
     return model.eval()
 
 

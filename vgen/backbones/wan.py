@@ -68,9 +68,10 @@ class Wan:
             self.image_processor = component("image_processor")
             self.image_encoder = component("image_encoder", dtype=torch.float32).to(runtime.device)
 
-        # Schedulers of the UniPC kind hand the model whole timesteps.
+        # Schedulers of the UniPC kind hand the model whole timesteps; few-step students know theirs as listed.
         self.scheduler.set_timesteps(2)
-        self._whole_timesteps = not self.scheduler.timesteps.is_floating_point()
+        is_student = bool(checkpoint.defaults.timesteps)
+        self._whole_timesteps = not is_student and not self.scheduler.timesteps.is_floating_point()
 
     def encode_prompt(self, prompts: Sequence[str], images: GivenImages | None = None) -> list[Tensor]:
         """Return text [1, L, D] per prompt in the transformer's dtype, zero beyond its tokens: Wan attends there."""
