@@ -132,7 +132,7 @@ def generate(
     lora: Annotated[
         list[str] | None,
         typer.Option(
-            help="A LoRA in safetensors (a file, a folder or a hub id, OWNER/NAME/FILE) and its strength, 1 if none is "
+            help="A LoRA in safetensors (a file, a folder or a hub id, OWNER/NAME/FILE) and its strength, 1 if not "
             "given; repeat it for their sum. high=..., low=... or both=... says which of two transformers.",
             rich_help_panel=HOW,
             metavar="LORA[:SCALE]",

@@ -10,12 +10,14 @@ from vgen.sampling import SAMPLERS
 from vgen.sampling.euler import euler
 from vgen.sampling.flow import Velocity
 from vgen.sampling.guidance import classifier_free
+from vgen.sampling.lcm import lcm
+from vgen.sampling.schedule import at_timesteps
 
 # Data N(MEAN, SPREAD^2) has a flow with a closed form:
 # x(sigma) = (1 - sigma) MEAN + z sqrt((1 - sigma)^2 SPREAD^2 + sigma^2).
 MEAN, SPREAD = 2.0, 0.5
-# Those that need nothing but a velocity; tests/test_native.py has the other one.
-PURE = [name for name in SAMPLERS if name != "native"]
+# Those that need nothing but a velocity; tests/test_native.py has one of the others.
+PURE = [name for name in SAMPLERS if name not in ("lcm", "native")]
 NOISE = torch.linspace(-2, 2, 9, dtype=torch.float64).view(1, 1, 1, 1, 9)
 
 
@@ -150,3 +152,52 @@ def test_without_guidance_the_model_runs_with_the_prompt_alone(scale: float, neg
     velocity, batches = guided(scale, negative)
     assert torch.allclose(velocity, torch.full_like(velocity, 0.5 + 3))
     assert batches == [2]
+
+
+def test_lcm_predicts_the_data_and_noises_it_anew_as_diffusers_scheduler_does() -> None:
+    from diffusers.schedulers.scheduling_flow_match_lcm import FlowMatchLCMScheduler
+
+    scheduler = FlowMatchLCMScheduler(shift=1.0)
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    expected, generator = NOISE.float(), torch.Generator().manual_seed(3)
+    for i, timestep in enumerate(scheduler.timesteps):
+        velocity = gaussian_velocity(expected, scheduler.sigmas[i])
+        expected = scheduler.step(velocity, timestep, expected, generator=generator, return_dict=False)[0]
+    latents = lcm(gaussian_velocity, NOISE.float(), scheduler.sigmas, generator=torch.Generator().manual_seed(3))
+    assert torch.allclose(latents, expected, atol=1e-6)
+    other = lcm(gaussian_velocity, NOISE.float(), scheduler.sigmas, generator=torch.Generator().manual_seed(4))
+    assert (latents - other).abs().max() > 0.01
+
+
+def test_a_students_noise_is_as_strong_as_at_the_nearest_level_of_its_grid() -> None:
+    """As in FastVideo, which looks the levels up in the schedule of 1000 timesteps that the student learned at."""
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=8.0)
+    timesteps = (1000, 757, 522)
+    levels = [scheduler.sigmas[(scheduler.timesteps - timestep).abs().argmin()] for timestep in timesteps]
+    assert [round(level.item(), 6) for level in levels] == [1.0, 0.756757, 0.521739]
+    seen: list[float] = []
+
+    def velocity(latents: Tensor, sigma: Tensor) -> Tensor:
+        seen.append(sigma.item())
+        return latents * 0.3 - 1
+
+    expected, generator = NOISE.float(), torch.Generator().manual_seed(3)
+    for i, level in enumerate(levels):
+        expected = expected - level * (expected * 0.3 - 1)
+        if i < 2:
+            noise = torch.randn(expected.shape, generator=generator)
+            expected = (1 - levels[i + 1]) * expected + levels[i + 1] * noise
+    sigmas = at_timesteps(timesteps, None)
+    latents = lcm(velocity, NOISE.float(), sigmas, grid_shift=8.0, generator=torch.Generator().manual_seed(3))
+    assert torch.allclose(latents, expected, atol=1e-6)
+    # The model is told the timesteps that it knows.
+    assert [1000 * sigma for sigma in seen] == pytest.approx(timesteps, abs=1e-3)
+    plain = lcm(velocity, NOISE.float(), sigmas, generator=torch.Generator().manual_seed(3))
+    assert (latents - plain).abs().max() > 1e-5
+
+
+def test_listed_timesteps_are_shifted_and_end_at_0() -> None:
+    sigmas = at_timesteps((1000, 750, 500, 250), 5.0)
+    assert sigmas.tolist() == pytest.approx([1, 0.9375, 5 / 6, 0.625, 0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -62,8 +63,9 @@ def merge(model: Any, checkpoint: Checkpoint, component: str) -> None:
     """
     prefix = component if component == CONNECTORS else "transformer"
     layers = {f"{prefix}.{name}" for name, _ in model.named_modules()}
-    scales = {}
-    for i, lora in enumerate(checkpoint.loras):
+    adapters: dict[str, dict[str, Tensor]] = {}
+    scales = []
+    for lora in checkpoint.loras:
         if not lora.scale or component not in (lora.component, CONNECTORS):
             continue
         tensors, metadata = _read(checkpoint, lora)
@@ -71,25 +73,37 @@ def merge(model: Any, checkpoint: Checkpoint, component: str) -> None:
         if not mine:
             continue
         told = metadata if metadata and any(key.startswith(f"{prefix}.") for key in metadata) else None
-        adapter = f"lora_{i}"
-        model.load_lora_adapter(mine, prefix=prefix, adapter_name=adapter, metadata=told, low_cpu_mem_usage=True)
-        scales[adapter] = lora.scale
-    if scales:
-        model.set_adapters(list(scales), list(scales.values()))
-        _merge_adapters(model, list(scales))
+        adapter = f"lora_{len(adapters)}"
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            model.load_lora_adapter(dict(mine), prefix=prefix, adapter_name=adapter, metadata=told)
+        adapters[adapter] = {key.removeprefix(f"{prefix}."): tensor for key, tensor in mine.items()}
+        scales.append(lora.scale)
+    if adapters:
+        model.set_adapters(list(adapters), scales)
+        _merge_adapters(model, adapters)
         model.unload_lora()
 
 
-def _merge_adapters(model: nn.Module, adapters: list[str]) -> None:
+def _merge_adapters(model: nn.Module, adapters: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Add the change of each adapter to the weights.
+
+    `adapters` has the tensors of each by name in the model, as peft has rounded its own to the model's dtype.
+    """
     from peft.tuners.lora import LoraLayer
 
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    for layer in layers:
+    layers: list[tuple[str, Any]] = [
+        (n, module) for n, module in model.named_modules() if isinstance(module, LoraLayer)
+    ]
+    for name, layer in layers:
         base: Any = layer.get_base_layer()
         weight, bias = base.weight.data.float(), None if base.bias is None else base.bias.data.float()
-        for adapter in (name for name in adapters if name in layer.lora_A):
-            layer.lora_A[adapter].float()
-            layer.lora_B[adapter].float()
+        for adapter, tensors in adapters.items():
+            if adapter not in layer.lora_A:
+                continue
+            for matrix in ("lora_A", "lora_B"):
+                own = getattr(layer, matrix)[adapter].float()
+                own.load_state_dict(_of_matrix(tensors, f"{name}.{matrix}."), strict=False)
             weight = weight + layer.get_delta_weight(adapter)
             if layer.lora_bias[adapter]:
                 change = layer.lora_B[adapter].bias.data * layer.scaling[adapter]
@@ -97,6 +111,10 @@ def _merge_adapters(model: nn.Module, adapters: list[str]) -> None:
         base.weight.data = weight.to(base.weight.dtype)
         if bias is not None:
             base.bias = nn.Parameter(bias.to(base.weight.dtype), requires_grad=False)
+
+
+def _of_matrix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def _read(checkpoint: Checkpoint, lora: Lora) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
