@@ -90,6 +90,30 @@ def test_a_preset_is_its_base_with_what_differs() -> None:
     assert (preset.defaults.num_inference_steps, preset.defaults.guidance_scale) == (4, 1.0)
     assert [lora.component for lora in resolve("wan2.2-14b-4step").loras] == ["transformer", "transformer_2"]
     assert all(lora.file.endswith(".safetensors") for lora in preset.loras)
+    for name in names():
+        assert {lora.component for lora in resolve(name).loras} <= {"transformer", "transformer_2"}
+        assert resolve(name).can.lora or not resolve(name).loras
+
+
+@pytest.mark.parametrize("name", [name for name in names() if resolve(name).defaults.timesteps])
+def test_a_student_makes_its_steps_and_no_others(name: str, tmp_path: Path) -> None:
+    checkpoint = resolve(name)
+    image = tmp_path / "first.png"
+    Image.new("RGB", (8, 8)).save(image)
+
+    def made(**values: Any) -> Any:
+        return plan(
+            GenerateRequest(prompt="a", image=image if checkpoint.can.needs_image else None, **values), checkpoint
+        )
+
+    steps = len(checkpoint.defaults.timesteps)
+    assert (made().num_inference_steps, made().guidance_scale, made().cfg_scale) == (steps, 1.0, 1.0)
+    assert made(num_inference_steps=steps, sampler="euler").sampler == "euler"
+    with pytest.raises(UsageError, match=f"was distilled for {steps}, at the timesteps 1000, ") as caught:
+        made(num_inference_steps=steps + 1)
+    assert f"--steps {steps}" in str(caught.value.tip)
+    with pytest.raises(UsageError, match='The sampler "native" has other noise levels'):
+        made(sampler="native")
 
 
 def test_pipelines_belong_to_one_family_and_are_diffusers_own() -> None:
@@ -151,10 +175,10 @@ def test_a_folder_tells_by_its_configurations_what_the_catalogue_tells_of_its_na
 
 
 @pytest.mark.parametrize("name", names())
-def test_what_cannot_run_yet_is_what_needs_a_lora_other_steps_or_a_face(name: str) -> None:
+def test_what_cannot_run_yet_is_what_needs_sparse_attention_or_a_face(name: str) -> None:
     checkpoint = resolve(name)
-    lacks = bool(checkpoint.loras or checkpoint.defaults.timesteps or checkpoint.can.identity)
-    assert lacks == (name.startswith("fastwan") or name.endswith("-4step") or name == "consisid")
+    lacks = bool(checkpoint.defaults.attention or checkpoint.can.identity)
+    assert lacks == (name.startswith("fastwan2.1") or name == "consisid")
     if lacks:
         with pytest.raises(CheckpointError, match="cannot run it yet"):
             backbones.require_runnable(checkpoint)

@@ -1,5 +1,6 @@
 """`vgen generate` with a real, tiny, random model: what is printed, written, refused and kept."""
 
+import hashlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from tests import tiny_lora
 from vgen import backbones, cli, manifest, outputs, video
 from vgen.backbones.wan import Wan
 
@@ -339,3 +341,48 @@ def test_any_size_is_planned_or_refused_with_legal_ones(
             legal = {"width": 32, "height": 32, "frames": 5, name: int(value)}
             options = [f"--{name}={value}" for name, value in legal.items()]
             assert vgen("generate", "a", "--model", str(tiny_checkpoint), *options, "--dry-run").exit_code == 0
+
+
+def test_loras_are_planned_told_and_kept_in_the_manifest(
+    small: list[str], tiny_expanded: Path, tmp_path: Path
+) -> None:
+    path = tiny_lora.save(tmp_path / "style.safetensors", tiny_lora.wan(tiny_expanded))
+    asked = ["generate", "a red ball", *small, "--seed", "7", "--lora", "style.safetensors:0.5"]
+    dry = vgen(*asked, "--dry-run", "-o", "clip.mp4")
+    assert f"LoRA on the transformer: {path}, scale 0.5" in dry.stdout
+    assert made(*asked, "--dry-run")["plans"][0]["lora"] == [f"{path}:0.5"]  # type: ignore[index]
+    result = vgen(*asked, "-o", "clip.mp4")
+    assert result.exit_code == 0, result.stderr
+    assert "LoRA style.safetensors: 20 of 20 layers matched.\n" in result.stderr
+    kept = manifest.read(Path("clip.mp4"))
+    assert kept["request"]["lora"] == [f"{path}:0.5"]
+    (lora,) = kept["checkpoint"]["loras"]
+    assert (lora["sha256"], lora["scale"]) == (hashlib.sha256(path.read_bytes()).hexdigest(), 0.5)
+    assert (lora["matched"], lora["num_layers"]) == (20, 20)
+    again = vgen("generate", "--from", "clip.mp4", "-o", "again.mp4")
+    assert again.exit_code == 0, again.stderr
+    assert "Warning" not in again.stderr
+    frames, same = (video.read(Path(name)).frames for name in ("clip.mp4", "again.mp4"))
+    assert np.array_equal(frames, same)
+    without = vgen(*asked[:-2], "-o", "without.mp4")
+    assert without.exit_code == 0, without.stderr
+    assert not np.array_equal(frames, video.read(Path("without.mp4")).frames)
+    tiny_lora.save(path, tiny_lora.wan(tiny_expanded, seed=1))
+    changed = vgen("generate", "--from", "clip.mp4", "-o", "changed.mp4")
+    assert changed.exit_code == 1
+    assert f"The LoRA {path} has changed since the video was made." in changed.stderr
+
+
+def test_each_line_of_a_batch_may_have_its_own_loras(small: list[str], tiny_expanded: Path, tmp_path: Path) -> None:
+    tiny_lora.save(tmp_path / "style.safetensors", tiny_lora.wan(tiny_expanded))
+    lines = [
+        {"prompt": "a red ball"},
+        {"prompt": "a red ball", "lora": ["style.safetensors"]},
+        {"prompt": "a red ball"},
+    ]
+    Path("prompts.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    result = vgen("generate", "--prompts", "prompts.jsonl", *small, "--seed", "7", "-o", "clip.png")
+    assert result.exit_code == 0, result.stderr
+    one, other, third = (video.read(Path(f"clip-{i}.png")).frames for i in (1, 2, 3))
+    assert np.array_equal(one, third)
+    assert not np.array_equal(one, other)

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.hub_server import TINY, TOKEN, Hub
-from vgen import checkpoints, cli
+from tests import tiny_lora
+from tests.hub_server import TINY, TOKEN, Hub, Repository
+from vgen import checkpoints, cli, hub
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -34,7 +35,8 @@ def test_list_tells_every_name_what_it_needs_and_whether_it_is_here(online: Hub)
     listed = json.loads(vgen("models", "list", "--format", "json").stdout)
     states = {entry["name"]: entry["state"] for entry in listed}
     assert states["toyland"] == "part of vgen"
-    assert states["wan2.1-14b-4step"] == "cannot run yet"
+    assert states["wan2.1-14b-4step"] == "not downloaded"
+    assert states["consisid"] == "cannot run yet"
 
 
 def test_show_tells_what_would_be_downloaded_before_anything_is(online: Hub) -> None:
@@ -130,8 +132,46 @@ def test_generate_gets_a_model_that_is_not_here_and_says_how_much_first(
     assert online.asked == []
 
 
+def test_a_preset_comes_with_its_lora_and_makes_its_steps(
+    named: str, online: Hub, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = checkpoints._catalogue()
+    entry = {
+        "base": named,
+        "loras": [{"repo": "someone/loras", "file": "few.safetensors"}],
+        "defaults": {"num_inference_steps": 2, "guidance_scale": 1.0, "sampler": "lcm", "timesteps": [1000, 500]},
+    }
+    added = {**catalogue, "checkpoints": {**catalogue["checkpoints"], "tiny-2step": entry}}
+    monkeypatch.setattr(checkpoints, "_catalogue", lambda: added)
+    few = tiny_lora.save(tmp_path / "few.safetensors", tiny_lora.wan(tiny_checkpoint)).read_bytes()
+    online.repositories["someone/loras"] = Repository({"main": {"few.safetensors": few, "other.safetensors": few}})
+    shown = json.loads(vgen("models", "show", "tiny-2step", "--format", "json").stdout)
+    assert [lora["file"] for lora in shown["loras"]] == ["someone/loras/few.safetensors"]
+    assert {"few.safetensors", WEIGHTS} <= {file["path"] for file in shown["download"]["missing"]}
+    assert vgen("models", "pull", "tiny-2step").exit_code == 0
+    assert vgen("models", "verify", "tiny-2step", "--full").exit_code == 0
+    online.asked.clear()
+    size = ("--width", "32", "--height", "32", "--frames", "1", "--dtype", "float32")
+    result = vgen("generate", "a", "--model", "tiny-2step", *size, "-o", str(tmp_path / "a.mp4"))
+    assert result.exit_code == 0, result.stderr
+    assert online.asked == []
+    assert "LoRA few.safetensors: 20 of 20 layers matched." in result.stderr
+    made = json.loads((tmp_path / "a.mp4.json").read_text())
+    assert made["request"]["sampler"] == "lcm"
+    (lora,) = made["checkpoint"]["loras"]
+    assert lora["revision"] == online.repositories["someone/loras"].commit("main")
+    again = vgen("generate", "--from", str(tmp_path / "a.mp4"), "-o", str(tmp_path / "b.mp4"))
+    assert again.exit_code == 0, again.stderr
+    assert "Warning" not in again.stderr
+    weights = hub.folder("someone/loras", lora["revision"]) / "few.safetensors"
+    weights.resolve().write_bytes(few[:-1])
+    broken = vgen("models", "verify", "tiny-2step")
+    assert broken.exit_code == 1
+    assert "few.safetensors has" in broken.stderr
+
+
 def test_a_model_that_vgen_cannot_run_is_refused_before_it_is_downloaded(online: Hub, tmp_path: Path) -> None:
-    result = vgen("generate", "a", "--model", "wan2.1-14b-4step", "-o", str(tmp_path / "a.mp4"))
+    result = vgen("generate", "a", "--model", "fastwan2.1-1.3b", "-o", str(tmp_path / "a.mp4"))
     assert result.exit_code == 1
     assert "cannot run it yet" in result.stderr
     assert online.asked == []

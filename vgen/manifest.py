@@ -101,7 +101,8 @@ def request(manifest: Manifest, changes: Mapping[str, Any]) -> GenerateRequest:
             continue
         if _content(paths) != manifest[f"{name}_sha256"]:
             option = "--" + name.replace("_", "-")
-            named = f"The {name.replace('_', ' ')} {paths[0]} has" if len(paths) == 1 else f"A file of {option} has"
+            kind = {"lora": "LoRA", "interpolate": "image"}.get(name, name.replace("_", " "))
+            named = f"The {kind} {paths[0]} has" if len(paths) == 1 else f"An {kind} of {option} has"
             raise VgenError(f"{named} changed since the video was made.", tip=f"give one with {option}.")
     return asked
 

@@ -92,12 +92,10 @@ def _merge_adapters(model: nn.Module, adapters: Mapping[str, Mapping[str, Tensor
     """
     from peft.tuners.lora import LoraLayer
 
-    layers: list[tuple[str, Any]] = [
-        (n, module) for n, module in model.named_modules() if isinstance(module, LoraLayer)
-    ]
-    for name, layer in layers:
-        base: Any = layer.get_base_layer()
-        weight, bias = base.weight.data.float(), None if base.bias is None else base.bias.data.float()
+    layers: dict[str, Any] = {name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)}
+    for name, layer in layers.items():
+        base = layer.get_base_layer()
+        weight = base.weight.data.float()
         for adapter, tensors in adapters.items():
             if adapter not in layer.lora_A:
                 continue
@@ -107,10 +105,9 @@ def _merge_adapters(model: nn.Module, adapters: Mapping[str, Mapping[str, Tensor
             weight = weight + layer.get_delta_weight(adapter)
             if layer.lora_bias[adapter]:
                 change = layer.lora_B[adapter].bias.data * layer.scaling[adapter]
-                bias = change if bias is None else bias + change
+                bias = change if base.bias is None else base.bias.data.float() + change
+                base.bias = nn.Parameter(bias.to(base.weight.dtype), requires_grad=False)
         base.weight.data = weight.to(base.weight.dtype)
-        if bias is not None:
-            base.bias = nn.Parameter(bias.to(base.weight.dtype), requires_grad=False)
 
 
 def _of_matrix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
