@@ -173,7 +173,8 @@ class _Run:
         loaded = self.backbone.checkpoint
         # Before a download the plan did not know the commit that its model's name stands for.
         known = replace(job.plan, model=loaded.anchored_name) if loaded.source == "hub" else job.plan
-        known = replace(known, lora=tuple(map(loras.anchored, known.lora or ())) or None)
+        found = {lora.text: lora for lora in loaded.loras}
+        known = replace(known, lora=tuple(loras.anchored(text, found.get(text)) for text in known.lora or ()) or None)
         made = manifest.build(
             known,
             self.backbone.runtime,

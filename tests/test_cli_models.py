@@ -163,6 +163,15 @@ def test_a_preset_comes_with_its_lora_and_makes_its_steps(
     again = vgen("generate", "--from", str(tmp_path / "a.mp4"), "-o", str(tmp_path / "b.mp4"))
     assert again.exit_code == 0, again.stderr
     assert "Warning" not in again.stderr
+    # One that is asked for is added, and what its short name stood for is written down.
+    online.repositories["someone/style"] = Repository({"main": {"deep/style.safetensors": few}})
+    both = vgen(
+        "generate", "--from", str(tmp_path / "a.mp4"), "--lora", "someone/style", "-o", str(tmp_path / "c.mp4")
+    )
+    assert both.exit_code == 0, both.stderr
+    commit = online.repositories["someone/style"].commit("main")
+    request = json.loads((tmp_path / "c.mp4.json").read_text())["request"]
+    assert request["lora"] == [f"someone/style/deep/style.safetensors@{commit}:1.0"]
     weights = hub.folder("someone/loras", lora["revision"]) / "few.safetensors"
     weights.resolve().write_bytes(few[:-1])
     broken = vgen("models", "verify", "tiny-2step")

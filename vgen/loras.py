@@ -96,10 +96,13 @@ def asked(texts: Sequence[str] | None, *, two_transformers: bool) -> tuple[Lora,
     return tuple(lora for text in texts or () for lora in _asked(text, two_transformers=two_transformers))
 
 
-def anchored(text: str) -> str:
-    """Return the same with an absolute path, or with the file and the commit of the hub where they are known."""
+def anchored(text: str, found: Lora | None = None) -> str:
+    """Return the same with an absolute path, or with the file and the commit of the hub where they are known.
+
+    `found` is what the text has turned out to be, where it was loaded.
+    """
     target, source, scale = _parts(text)
-    lora = _source(text, source)
+    lora = found or _source(text, source)
     if lora.repo is None:
         assert lora.local is not None
         source = str(lora.local.absolute())

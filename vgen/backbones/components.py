@@ -82,7 +82,7 @@ def load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any
             "the model is another one.",
             tip="use a student with full attention, such as fastwan2.2-5b.",
         )
-    if checkpoint.loras and name in (*(lora.component for lora in checkpoint.loras), "connectors"):
+    if checkpoint.loras:
         from vgen.backbones import lora
 
         lora.merge(model, checkpoint, name)
