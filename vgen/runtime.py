@@ -22,6 +22,8 @@ DTYPES = {
     "bf16": "bfloat16",
     "fp16": "float16",
 }
+# The features of a CPU that multiplies bfloat16 in hardware.
+_MULTIPLIES_BFLOAT16 = ("avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,8 @@ def choose(device: str = "auto", dtype: str = "auto") -> Runtime:
     """Return the runtime that the names mean on this machine.
 
     "auto" is the process's current GPU, at first the first one, where there is any, else the CPU; and bfloat16 on a
-    GPU, or on a CPU that multiplies bfloat16 in hardware, else float32. Raises `UsageError` for an unknown name and a device that this machine lacks.
+    GPU, or on a CPU that multiplies bfloat16 in hardware, else float32. Raises `UsageError` for an unknown name and a
+    device that this machine lacks.
     """
     check_names(device, dtype)
     import torch
@@ -113,6 +116,65 @@ def join(rank: int, num_ranks: int, device: str) -> None:
     distributed.init_process_group(backend, timeout=timedelta(days=1))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Processor:
+    """The CPU: the threads that torch uses, main memory in bytes, and what it has for fast matrix products."""
+
+    num_threads: int
+    free: int
+    total: int
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A GPU: its device, name, memory in bytes, and compute capability such as "90" (None where there is no such)."""
+
+    device: str
+    name: str
+    free: int
+    total: int
+    capability: str | None
+
+
+def processor() -> Processor:
+    """Return what is known of the CPU."""
+    import psutil
+    import torch
+
+    memory, has = psutil.virtual_memory(), torch.cpu.get_capabilities()
+    features = tuple(name for name in ("avx2", "avx512_f", *_MULTIPLIES_BFLOAT16) if has.get(name, False))
+    return Processor(num_threads=torch.get_num_threads(), free=memory.available, total=memory.total, features=features)
+
+
+def gpus() -> list[Gpu]:
+    """Return the GPUs that torch sees."""
+    import torch
+
+    if torch.backends.mps.is_available():
+        total = torch.mps.recommended_max_memory()
+        free = total - torch.mps.driver_allocated_memory()
+        return [Gpu(device="mps", name="Apple GPU", free=free, total=total, capability=None)]
+    found = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        capability = "".join(map(str, torch.cuda.get_device_capability(index)))
+        name = torch.cuda.get_device_name(index)
+        found.append(Gpu(device=f"cuda:{index}", name=name, free=free, total=total, capability=capability))
+    return found
+
+
+def multiplies(device: str, dtype: str) -> bool:
+    """Return whether matrices of a dtype can be multiplied on a device, with the result that is expected."""
+    import torch
+
+    try:
+        ones = torch.ones(32, 32, device=device, dtype=getattr(torch, dtype))
+        return bool((ones @ ones == 32).all())
+    except (RuntimeError, TypeError):
+        return False
+
+
 def noise_generator(seed: int) -> torch.Generator:
     """Return a CPU generator for a seed, so that the noise does not depend on the device."""
     import torch
@@ -151,4 +213,4 @@ def _cpu_multiplies_bfloat16() -> bool:
     import torch
 
     capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return any(capabilities.get(name, False) for name in _MULTIPLIES_BFLOAT16)
