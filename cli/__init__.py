@@ -18,6 +18,7 @@ from vgen.errors import UsageError, VgenError, did_you_mean
 COMMANDS = {
     "generate": "vgen.cli.generate",
     "decode": "vgen.cli.decode",
+    "doctor": "vgen.cli.doctor",
     "eval": "vgen.cli.eval",
     "info": "vgen.cli.info",
     "models": "vgen.cli.models",

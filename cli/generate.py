@@ -14,7 +14,7 @@ from vgen.cli.progress import say
 from vgen.cli.results import Format
 from vgen.errors import UsageError
 from vgen.manifest import Manifest
-from vgen.pipelines import run
+from vgen.pipelines import ranks, run
 from vgen.request import GenerateRequest
 
 app = typer.Typer(add_completion=False)
@@ -191,6 +191,22 @@ def generate(
         str | None,
         typer.Option(help="float32, bfloat16 or float16. [dim]Default: the fastest[/dim]", rich_help_panel=MACHINE),
     ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            help="Share each video among so many GPUs; with --device cpu among processes, to try it out.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    context_parallel: Annotated[
+        str | None,
+        typer.Option(
+            help="How GPUs share a video: ulysses, ring, or both as unified:ulysses_degree=2. "
+            "[dim]Default: ulysses[/dim]",
+            rich_help_panel=MACHINE,
+            metavar="NAME",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -245,6 +261,8 @@ def generate(
         "known_frames": known_frames,
         "device": device,
         "dtype": dtype,
+        "gpus": gpus,
+        "context_parallel": context_parallel,
     }
     lines, made_by = _requests(
         {name: value for name, value in given.items() if value is not None}, prompts, from_, seed
@@ -265,13 +283,18 @@ def generate(
         say(note)
     for job in jobs:
         outputs.check(job.output, force=force, begins=not resume)
+    num_gpus = ranks.num_gpus(jobs)
     if dry_run:
         results.show_plans(jobs, failures, form)
     else:
         for job in jobs:
             outputs.prepare_folder(job.output)
-        with progress.shown(len(jobs)) as watch:
-            report = run.generate(jobs, watch=watch, keep_latents=keep_latents, keep_going=prompts is not None)
+        if num_gpus > 1:
+            with progress.restored():
+                report = ranks.generate(jobs, shown=progress.shown, keep_latents=keep_latents)
+        else:
+            with progress.shown(len(jobs)) as watch:
+                report = run.generate(jobs, watch=watch, keep_latents=keep_latents, keep_going=prompts is not None)
         failures = report.failures = [*failures, *report.failures]
         results.show_report(report, form)
     if failures:

@@ -35,6 +35,15 @@ def shown(num_jobs: int) -> Iterator[Watch]:
 
 
 @contextmanager
+def restored() -> Iterator[None]:
+    """Give the terminal its cursor back, which a process that draws a bar and is ended leaves hidden."""
+    try:
+        yield
+    finally:
+        Console(stderr=True).show_cursor()
+
+
+@contextmanager
 def _bars(console: Console, num_jobs: int) -> Iterator[Watch]:
     with _progress(console) as progress:
         begun = 0

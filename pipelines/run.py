@@ -18,7 +18,10 @@ from vgen.errors import VgenError
 from vgen.request import Plan
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vgen.backbones import Backbone
+    from vgen.context_parallel import ContextParallel
     from vgen.pipelines.text_to_video import Generation
     from vgen.video import Frames
 
@@ -75,13 +78,16 @@ def jobs(lines: Sequence[PlannedLine], output: Path | None) -> list[Job]:
     return [Job(plan=line.plan, output=path, line=line.number) for line, path in zip(lines, paths, strict=True)]
 
 
-def generate(jobs: Sequence[Job], *, watch: Watch, keep_latents: bool = False, keep_going: bool = False) -> Report:
+def generate(
+    jobs: Sequence[Job], *, watch: Watch, keep_latents: bool = False, keep_going: bool = False, writes: bool = True
+) -> Report:
     """Make every job's video and return the account of it.
 
     Latents are written before they are decoded and removed once the video is written, unless `keep_latents`. With
-    `keep_going` a job that fails is reported and the others still run; without it the error is raised.
+    `keep_going` a job that fails is reported and the others still run; without it the error is raised. Of several
+    processes that share the work, one `writes`.
     """
-    run = _Run(watch)
+    run = _Run(watch, writes=writes)
     for job in jobs:
         watch.on_job(job)
         try:
@@ -104,18 +110,27 @@ def decode(latents: Path, job: Job, *, watch: Watch) -> Report:
 class _Run:
     """A run in progress: its model, kept for as long as the jobs ask for the same one, and the account so far."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, *, writes: bool = True) -> None:
         self.watch = watch
+        self.writes = writes
         self.report = Report()
         self.start = time.perf_counter()
         self.model: tuple[Any, ...] | None = None
+        self.shared: ContextParallel | None = None
 
     def generate(self, job: Job, *, keep_latents: bool) -> None:
         backbone = self.load(job.plan)
         from vgen.pipelines import text_to_video
 
         latents = outputs.latents_path(job.output)
-        latents.unlink(missing_ok=True)
+        if self.writes:
+            latents.unlink(missing_ok=True)
+
+        def save(tensor: Tensor) -> None:
+            text_to_video.save_latents(latents, tensor, job.plan)
+
+        if self.shared is not None:
+            self.shared.fit(job.plan.num_frames, job.plan.height, job.plan.width)
         with _errors_for_people(latents):
             if job.source is not None:
                 self.write(job, text_to_video.rebuild(job.plan, job.source(), backbone, on_stage=self.watch.on_stage))
@@ -126,8 +141,10 @@ class _Run:
                 on_stage=self.watch.on_stage,
                 on_step=self.watch.on_step,
                 on_warning=self.warn,
-                save_latents=lambda tensor: text_to_video.save_latents(latents, tensor, job.plan),
+                save_latents=save if self.writes else None,
             )
+            if not self.writes:
+                return
             self.write(job, generation)
         if keep_latents:
             self.report.latents.append(latents)
@@ -142,7 +159,7 @@ class _Run:
             self.write(job, text_to_video.decode_latents(latents, backbone, on_stage=self.watch.on_stage))
 
     def load(self, plan: Plan, *, decode_only: bool = False) -> Backbone:
-        model = (plan.model, plan.lora, plan.device, plan.dtype)
+        model = (plan.model, plan.lora, plan.device, plan.dtype, plan.context_parallel)
         if model != self.model:
             self.watch.on_stage("load")
             start = time.perf_counter()
@@ -152,6 +169,10 @@ class _Run:
             self.backbone = backbones.load(
                 plan.checkpoint, chosen, decode_only=decode_only, progress=self.watch.download
             )
+            if plan.context_parallel is not None and not decode_only:
+                from vgen import context_parallel
+
+                self.shared = context_parallel.attach(self.backbone, plan.context_parallel)
             self.identity = manifest.identity(self.backbone.checkpoint)
             self.model = model
             for lora in () if decode_only else self.backbone.checkpoint.loras:

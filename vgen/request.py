@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vgen import loras, options, runtime
+from vgen import loras, options, parallel, runtime
 from vgen.checkpoints import Checkpoint, Rules
 from vgen.conditioning import given
 from vgen.conditioning.images import open_image
@@ -34,7 +34,8 @@ class GenerateRequest:
     goes on for `extend` seconds, or is made anew where the image `mask` is white and in the frames `missing`, such as
     `5-12,20`. `known_frames` is how the model is told what is given, one of `KNOWN_FRAMES`. Frames are counted from 0.
     As in diffusers, `guidance_scale_2` is for the second of two transformers, and `true_cfg_scale` is classifier-free
-    guidance for a model that takes `guidance_scale` as an input.
+    guidance for a model that takes `guidance_scale` as an input. `gpus` share the tokens of the video by
+    `context_parallel`, a name of `parallel.METHODS` with its options.
     """
 
     prompt: str
@@ -62,6 +63,8 @@ class GenerateRequest:
     known_frames: str | None = None
     device: str = "auto"
     dtype: str = "auto"
+    gpus: int | None = None
+    context_parallel: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the request as values that JSON can hold."""
@@ -87,8 +90,9 @@ class Plan:
     """One video with everything decided: a legal size and length, a seed, and the checkpoint that makes it.
 
     `num_frames` is what the model makes at once: the video is longer where a clip goes on, and may be shorter where
-    one is completed. `known_frames` is None where no frames are known. `notes` says in sentences what was rounded,
-    cut or resampled and how. `device` and `dtype` may still be "auto".
+    one is completed. `known_frames` is None where no frames are known, and `gpus`
+    where there is one. `notes` says in sentences what was rounded, cut or resampled and how. `device` and `dtype` may
+    still be "auto".
     """
 
     prompt: str
@@ -115,6 +119,8 @@ class Plan:
     known_frames: str | None
     device: str
     dtype: str
+    gpus: int | None
+    context_parallel: str | None
     checkpoint: Checkpoint
     notes: tuple[str, ...] = ()
 
@@ -182,11 +188,23 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
         known_frames=known_frames,
         device=request.device,
         dtype=request.dtype,
+        gpus=_gpus(request),
+        context_parallel=_context_parallel(request),
         checkpoint=checkpoint,
         notes=tuple(notes),
     )
+    check_parallel(made)
     used = given.of(made)
     return made if used is None else replace(made, notes=(*made.notes, *used.notes))
+
+
+def check_parallel(made: Plan) -> None:
+    """Raise `UsageError` for a plan on several GPUs that its checkpoint, as far as it is here, cannot follow."""
+    if made.gpus is not None and made.context_parallel is not None:
+        tokens = parallel.num_tokens(made.num_frames, made.height, made.width, made.checkpoint.rules)
+        parallel.check(
+            made.gpus, made.context_parallel, made.checkpoint, device=made.device, dtype=made.dtype, tokens=tokens
+        )
 
 
 def nearest_legal(value: float, *, multiple: int, offset: int, lowest: int, highest: int) -> tuple[int, ...]:
@@ -430,6 +448,23 @@ def _check_video(request: GenerateRequest) -> None:
         raise UsageError(f"A video cannot go on for {request.extend:g} seconds.", tip="use --extend 2.")
     if request.image or request.last_image or request.interpolate:
         raise UsageError("Both a video and images are given.", tip="leave out the images, or --video.")
+
+
+def _gpus(request: GenerateRequest) -> int | None:
+    """Return how many GPUs share a video; None for one."""
+    if request.gpus is not None and request.gpus < 1:
+        raise UsageError(f"A video cannot be made on {request.gpus} GPUs.", tip="use --gpus 2, or leave it out.")
+    return None if request.gpus == 1 else request.gpus
+
+
+def _context_parallel(request: GenerateRequest) -> str | None:
+    if _gpus(request) is not None:
+        return _given(request.context_parallel, parallel.DEFAULT)
+    if request.context_parallel is not None and request.gpus is None:
+        raise UsageError(
+            "--context-parallel says how GPUs share a video, and there is one.", tip="give their number with --gpus."
+        )
+    return None
 
 
 def _given(value: T | None, default: T) -> T:

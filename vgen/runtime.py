@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ DTYPES = {
     "bf16": "bfloat16",
     "fp16": "float16",
 }
+# The features of a CPU that multiplies bfloat16 in hardware.
+_MULTIPLIES_BFLOAT16 = ("avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +59,9 @@ def check_names(device: str, dtype: str) -> None:
 def choose(device: str = "auto", dtype: str = "auto") -> Runtime:
     """Return the runtime that the names mean on this machine.
 
-    "auto" is the first GPU where there is one, else the CPU; and bfloat16 on a GPU, or on a CPU that multiplies
-    bfloat16 in hardware, else float32. Raises `UsageError` for an unknown name and a device that this machine lacks.
+    "auto" is the process's current GPU, at first the first one, where there is any, else the CPU; and bfloat16 on a
+    GPU, or on a CPU that multiplies bfloat16 in hardware, else float32. Raises `UsageError` for an unknown name and a
+    device that this machine lacks.
     """
     check_names(device, dtype)
     import torch
@@ -65,7 +69,8 @@ def choose(device: str = "auto", dtype: str = "auto") -> Runtime:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if device.startswith("cuda"):
-        number, count = int(device.partition(":")[2] or 0), torch.cuda.device_count()
+        count = torch.cuda.device_count()
+        number = int(device.partition(":")[2] or (torch.cuda.current_device() if count else 0))
         if number >= count:
             raise UsageError(
                 f'There is no device "{device}": torch sees {count} CUDA GPUs.', tip="use --device cpu, or auto."
@@ -77,6 +82,97 @@ def choose(device: str = "auto", dtype: str = "auto") -> Runtime:
     if dtype == "auto":
         dtype = "float32" if device == "cpu" and not _cpu_multiplies_bfloat16() else "bfloat16"
     return Runtime(device=device, dtype=dtype)
+
+
+def check_gpus(device: str, num_gpus: int) -> None:
+    """Raise `UsageError` unless torch sees so many CUDA GPUs, or is asked for the CPU."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if device != "cpu" and num_gpus > count:
+        raise UsageError(
+            f"--gpus {num_gpus} asks for {num_gpus} CUDA GPUs, and torch sees {count}.",
+            tip=f"use --gpus {count}." if count > 1 else "leave out --gpus.",
+        )
+
+
+def join(rank: int, num_ranks: int, device: str) -> None:
+    """Make this process one of several that share a video: with a GPU or a part of the processor's cores of its own.
+
+    The address of the others is in the environment, as torchrun puts it there.
+    """
+    from datetime import timedelta
+
+    import torch
+    from torch import distributed
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // num_ranks))
+    if device != "cpu":
+        torch.cuda.set_device(rank)
+    # Lengths are exchanged on the CPU, tensors where they are. Whoever launched the ranks ends those that wait for one
+    # that failed, so no time limit is needed here.
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    distributed.init_process_group(backend, timeout=timedelta(days=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processor:
+    """The CPU: the threads that torch uses, main memory in bytes, and what it has for fast matrix products."""
+
+    num_threads: int
+    free: int
+    total: int
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A GPU: its device, name, memory in bytes, and compute capability such as "90" (None where there is no such)."""
+
+    device: str
+    name: str
+    free: int
+    total: int
+    capability: str | None
+
+
+def processor() -> Processor:
+    """Return what is known of the CPU."""
+    import psutil
+    import torch
+
+    memory, has = psutil.virtual_memory(), torch.cpu.get_capabilities()
+    features = tuple(name for name in ("avx2", "avx512_f", *_MULTIPLIES_BFLOAT16) if has.get(name, False))
+    return Processor(num_threads=torch.get_num_threads(), free=memory.available, total=memory.total, features=features)
+
+
+def gpus() -> list[Gpu]:
+    """Return the GPUs that torch sees."""
+    import torch
+
+    if torch.backends.mps.is_available():
+        total = torch.mps.recommended_max_memory()
+        free = total - torch.mps.driver_allocated_memory()
+        return [Gpu(device="mps", name="Apple GPU", free=free, total=total, capability=None)]
+    found = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        capability = "".join(map(str, torch.cuda.get_device_capability(index)))
+        name = torch.cuda.get_device_name(index)
+        found.append(Gpu(device=f"cuda:{index}", name=name, free=free, total=total, capability=capability))
+    return found
+
+
+def multiplies(device: str, dtype: str) -> bool:
+    """Return whether matrices of a dtype can be multiplied on a device, with the result that is expected."""
+    import torch
+
+    try:
+        ones = torch.ones(32, 32, device=device, dtype=getattr(torch, dtype))
+        return bool((ones @ ones == 32).all())
+    except (RuntimeError, TypeError):
+        return False
 
 
 def noise_generator(seed: int) -> torch.Generator:
@@ -117,4 +213,4 @@ def _cpu_multiplies_bfloat16() -> bool:
     import torch
 
     capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return any(capabilities.get(name, False) for name in _MULTIPLIES_BFLOAT16)

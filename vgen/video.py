@@ -67,6 +67,12 @@ class Video:
     tags: dict[str, str]
 
 
+def encoders() -> list[str]:
+    """Return the names of ffmpeg's encoders that videos and sound are written with."""
+    settings = [*ENCODERS.values(), *SOUND_ENCODERS.values()]
+    return [words[words.index(flag) + 1] for words in settings for flag in ("-c:v", "-c:a") if flag in words]
+
+
 def save(
     frames: Frames, path: Path, *, fps: float, manifest: Mapping[str, Any] | None = None, sound: Sound | None = None
 ) -> None:
