@@ -9,11 +9,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vgen import options, runtime
+from vgen import caching, options, performance, runtime
 from vgen.checkpoints import Checkpoint, Rules
 from vgen.conditioning import given
 from vgen.conditioning.images import open_image
 from vgen.errors import UsageError
+from vgen.performance import Settings
 from vgen.sampling import SAMPLERS
 
 MAX_SEED = 2**63 - 1
@@ -59,6 +60,10 @@ class GenerateRequest:
     mask: Path | None = None
     missing: str | None = None
     known_frames: str | None = None
+    cache: str | None = None
+    performance: str = "auto"
+    offload: str = "auto"
+    compile: bool | None = None
     device: str = "auto"
     dtype: str = "auto"
 
@@ -87,7 +92,8 @@ class Plan:
 
     `num_frames` is what the model makes at once: the video is longer where a clip goes on, and may be shorter where
     one is completed. `known_frames` is None where no frames are known. `notes` says in sentences what was rounded,
-    cut or resampled and how. `device` and `dtype` may still be "auto".
+    cut or resampled and how, and what was chosen for the machine, which `settings` has. `device` and `dtype` may still
+    be "auto".
     """
 
     prompt: str
@@ -111,9 +117,14 @@ class Plan:
     mask: Path | None
     missing: str | None
     known_frames: str | None
+    cache: str | None
+    performance: str
+    offload: str
+    compile: bool | None
     device: str
     dtype: str
     checkpoint: Checkpoint
+    settings: Settings
     notes: tuple[str, ...] = ()
 
     @property
@@ -128,7 +139,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as values that JSON can hold and `GenerateRequest.from_dict` reads."""
-        left_out = ("checkpoint", "notes")
+        left_out = ("checkpoint", "settings", "notes")
         return {f.name: _json_safe(getattr(self, f.name)) for f in fields(self) if f.name not in left_out}
 
 
@@ -148,6 +159,9 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
     sampler = _given(request.sampler, defaults.sampler)
     options.parse(sampler, SAMPLERS, what="sampler")
     runtime.check_names(request.device, request.dtype)
+    settings = settle(request, checkpoint)
+    if request.cache is not None:
+        caching.check(request.cache, checkpoint, sampler=sampler, is_compiled=settings.compile)
     known_frames = _check_given(request, checkpoint)
     width, height = _frame_size(request, checkpoint)
     width, height = _size("width", width, rules), _size("height", height, rules)
@@ -174,13 +188,30 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
         mask=request.mask,
         missing=request.missing,
         known_frames=known_frames,
+        cache=request.cache,
+        performance=request.performance,
+        offload=request.offload,
+        compile=request.compile,
         device=request.device,
         dtype=request.dtype,
         checkpoint=checkpoint,
-        notes=tuple(notes),
+        settings=settings,
+        notes=(*notes, *settings.notes),
     )
     used = given.of(made)
     return made if used is None else replace(made, notes=(*made.notes, *used.notes))
+
+
+def settle(asked: GenerateRequest | Plan, checkpoint: Checkpoint) -> Settings:
+    """Return how the checkpoint is fitted to this machine; raise `UsageError` for what cannot be here."""
+    return performance.settle(
+        checkpoint,
+        performance=asked.performance,
+        offload=asked.offload,
+        compiled=asked.compile,
+        device=asked.device,
+        dtype=asked.dtype,
+    )
 
 
 def nearest_legal(value: float, *, multiple: int, offset: int, lowest: int, highest: int) -> tuple[int, ...]:
@@ -417,8 +448,10 @@ def _from_json(key: str, declared: str, value: Any) -> Any:
         return value
     if expected == "str" and isinstance(value, str):
         return value
+    if expected == "bool" and isinstance(value, bool):
+        return value
     if expected.startswith("tuple") and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
         return tuple(value)
-    words = {"int": "a whole number", "float": "a number", "str": "text", "Path": "a path"}
+    words = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "Path": "a path"}
     words["tuple[str, ...]"] = "a list of texts"
     raise UsageError(f'The field "{key}" is {value!r}, but {words[expected]} is expected.')
