@@ -37,6 +37,9 @@ def decode(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    performance: Annotated[
+        str | None, typer.Option(help="memory: decode in tiles. [dim]Default: where memory does not suffice[/dim]")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a video that exists.")] = False,
     form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text,
 ) -> None:
@@ -44,7 +47,14 @@ def decode(
     from vgen.pipelines.text_to_video import load_latents
 
     _, request = load_latents(latents)
-    request = replace(request, device=device or request.device, dtype=dtype or request.dtype)
+    # Of the models the VAE alone is loaded: there is nothing to offload.
+    request = replace(
+        request,
+        device=device or request.device,
+        dtype=dtype or request.dtype,
+        performance=performance or request.performance,
+        offload="auto",
+    )
     planned = PlannedLine(label="", number=None, plan=plan(request, checkpoints.resolve(request.model)))
     (job,) = run.jobs([planned], output or outputs.video_path(latents))
     outputs.check(job.output, force=force, begins=False)

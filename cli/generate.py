@@ -183,6 +183,42 @@ def generate(
         typer.Option(help="Instead of --frames: rounded to a legal number of frames.", rich_help_panel=SIZE),
     ] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second.", rich_help_panel=SIZE)] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Reuse what earlier steps computed, which is faster and changes the video: first-block, taylorseer "
+            "or magcache; options as in first-block:threshold=0.1.",
+            rich_help_panel=HOW,
+            metavar="NAME",
+        ),
+    ] = None,
+    performance: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, speed or memory: what is offloaded, tiled and compiled, by what the model needs and what is "
+            "free; --dry-run tells. [dim]Default: auto[/dim]",
+            rich_help_panel=MACHINE,
+            metavar="WHAT",
+        ),
+    ] = None,
+    offload: Annotated[
+        str | None,
+        typer.Option(
+            help="What is on the GPU at a time: everything (none), one model, or one block of it (group). "
+            "[dim]Default: auto[/dim]",
+            rich_help_panel=MACHINE,
+            metavar="none|model|group|auto",
+        ),
+    ] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile the transformer's blocks: the first step waits, the others are faster.",
+            rich_help_panel=MACHINE,
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="cpu, cuda, cuda:1 or mps. [dim]Default: the best[/dim]", rich_help_panel=MACHINE),
@@ -259,6 +295,10 @@ def generate(
         "mask": mask,
         "missing": missing,
         "known_frames": known_frames,
+        "cache": cache,
+        "performance": performance,
+        "offload": offload,
+        "compile": compiled,
         "device": device,
         "dtype": dtype,
         "gpus": gpus,

@@ -40,7 +40,9 @@ def show_plans(jobs: Sequence[Job], failures: Sequence[Failure], form: Format) -
     """Print what a run would make, without making it."""
     _say_failures(failures)
     if form is Format.json:
-        plans = [{"output": str(job.output), **job.plan.to_dict()} for job in jobs]
+        plans = [
+            {"output": str(job.output), **job.plan.to_dict(), "chosen": job.plan.settings.to_dict()} for job in jobs
+        ]
         print(json.dumps({"dry_run": True, "plans": plans, "failures": _failures_as_json(failures)}))
         return
     for job in jobs:
@@ -54,9 +56,10 @@ def show_plans(jobs: Sequence[Job], failures: Sequence[Failure], form: Format) -
         for lora in checkpoint.loras:
             where = lora.path or f"{lora.name}, to be downloaded"
             print(f"  LoRA on the {lora.component}: {where}, scale {lora.scale:g}")
-        if (weights := checkpoint.weights_gb()) is not None:
+        if (weights := checkpoint.weights_gb() or 0) >= 0.1:
             print(f"  memory for weights: {weights:.1f} GB, offloaded {checkpoint.weights_gb(offload=True):.1f} GB")
         show_facts(job.plan.to_dict(), "  ")
+        show_facts({"chosen": job.plan.settings.to_dict()}, "  ")
 
 
 def facts(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgen import files, hub, loras, manifest, outputs, runtime
+from vgen import checkpoints, files, hub, loras, manifest, offloading, outputs, runtime
 from vgen.batch import Failure, PlannedLine
-from vgen.errors import VgenError
-from vgen.request import Plan
+from vgen.errors import VgenError, is_out_of_memory
+from vgen.performance import Settings
+from vgen.request import Plan, settle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
     from vgen.video import Frames
 
 STAGES = ("load", "encode", "denoise", "decode", "write")
+DOING = {
+    "load": "while the model was loaded",
+    "encode": "while the prompt was encoded",
+    "denoise": "while denoising",
+    "decode": "while decoding",
+    "write": "while the video was written",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +123,12 @@ class _Run:
         self.writes = writes
         self.report = Report()
         self.start = time.perf_counter()
-        self.model: tuple[Any, ...] | None = None
+        self.stage = ""
+        self.backbone: Backbone | None = None
+        self.loaded: tuple[Any, ...] | None = None
         self.shared: ContextParallel | None = None
 
     def generate(self, job: Job, *, keep_latents: bool) -> None:
-        backbone = self.load(job.plan)
-        from vgen.pipelines import text_to_video
-
         latents = outputs.latents_path(job.output)
         if self.writes:
             latents.unlink(missing_ok=True)
@@ -129,16 +136,19 @@ class _Run:
         def save(tensor: Tensor) -> None:
             text_to_video.save_latents(latents, tensor, job.plan)
 
-        if self.shared is not None:
-            self.shared.fit(job.plan.num_frames, job.plan.height, job.plan.width)
-        with _errors_for_people(latents):
+        with self.errors_for_people(job.plan, latents):
+            backbone = self.load(job.plan)
+            from vgen.pipelines import text_to_video
+
+            if self.shared is not None:
+                self.shared.fit(job.plan.num_frames, job.plan.height, job.plan.width)
             if job.source is not None:
-                self.write(job, text_to_video.rebuild(job.plan, job.source(), backbone, on_stage=self.watch.on_stage))
+                self.write(job, text_to_video.rebuild(job.plan, job.source(), backbone, on_stage=self.on_stage))
                 return
             generation = text_to_video.generate(
                 job.plan,
                 backbone,
-                on_stage=self.watch.on_stage,
+                on_stage=self.on_stage,
                 on_step=self.watch.on_step,
                 on_warning=self.warn,
                 save_latents=save if self.writes else None,
@@ -152,20 +162,29 @@ class _Run:
             latents.unlink()
 
     def decode(self, latents: Path, job: Job) -> None:
-        backbone = self.load(job.plan, decode_only=True)
-        from vgen.pipelines import text_to_video
+        with self.errors_for_people(job.plan, latents):
+            backbone = self.load(job.plan, decode_only=True)
+            from vgen.pipelines import text_to_video
 
-        with _errors_for_people(latents):
-            self.write(job, text_to_video.decode_latents(latents, backbone, on_stage=self.watch.on_stage))
+            self.write(job, text_to_video.decode_latents(latents, backbone, on_stage=self.on_stage))
 
     def load(self, plan: Plan, *, decode_only: bool = False) -> Backbone:
-        model = (plan.model, plan.lora, plan.device, plan.dtype, plan.context_parallel)
-        if model != self.model:
-            self.watch.on_stage("load")
+        asked = (plan.model, plan.lora, plan.device, plan.settings, plan.context_parallel)
+        if self.backbone is None or asked != self.loaded:
+            self.on_stage("load")
             start = time.perf_counter()
             from vgen import backbones
 
-            chosen = runtime.choose(plan.device, plan.dtype)
+            # The memory of the last model is for this one.
+            self.backbone = self.loaded = None
+            self.settings = self.settle(plan)
+            assert self.settings.offload is not None, "the weights are here"
+            chosen = replace(
+                runtime.choose(plan.device, self.settings.dtype),
+                offload="none" if decode_only else self.settings.offload,
+                tiling=self.settings.tiling,
+                compile=self.settings.compile and not decode_only,
+            )
             self.backbone = backbones.load(
                 plan.checkpoint, chosen, decode_only=decode_only, progress=self.watch.download
             )
@@ -174,11 +193,31 @@ class _Run:
 
                 self.shared = context_parallel.attach(self.backbone, plan.context_parallel)
             self.identity = manifest.identity(self.backbone.checkpoint)
-            self.model = model
+            self.loaded = asked
             for lora in () if decode_only else self.backbone.checkpoint.loras:
                 (self.warn if lora.unmatched else self.watch.on_note)(lora.report())
             self.report.timings["load"] += time.perf_counter() - start
         return self.backbone
+
+    def settle(self, plan: Plan) -> Settings:
+        """Return the plan's settings; what it left open, as its weights were not here, is chosen by the weights."""
+        if plan.settings.offload is not None:
+            return plan.settings
+        from vgen import backbones
+
+        backbones.require_runnable(plan.checkpoint)
+        settings = settle(plan, checkpoints.fetch(plan.checkpoint, self.watch.download))
+        for note in settings.notes:
+            if note not in plan.notes:
+                self.warn(note)
+        return settings
+
+    def on_stage(self, stage: str) -> None:
+        """Tell that a stage begins, which the models of the last one need not be on the GPU for."""
+        self.stage = stage
+        if self.backbone is not None and self.backbone.runtime.offload != "none":
+            offloading.rest(self.backbone)
+        self.watch.on_stage(stage)
 
     def warn(self, message: str) -> None:
         """Tell of something odd before the time is spent on it, once for all jobs."""
@@ -187,10 +226,11 @@ class _Run:
             self.watch.on_warning(message)
 
     def write(self, job: Job, generation: Generation) -> None:
-        self.watch.on_stage("write")
+        self.on_stage("write")
         start = time.perf_counter()
         from vgen import video
 
+        assert self.backbone is not None
         loaded = self.backbone.checkpoint
         # Before a download the plan did not know the commit that its model's name stands for.
         known = replace(job.plan, model=loaded.anchored_name) if loaded.source == "hub" else job.plan
@@ -203,6 +243,7 @@ class _Run:
             timings={"load": self.report.timings["load"], **generation.timings},
             created=datetime.now().astimezone(),
         )
+        made["performance"] = self.performance(generation)
         if job.source is not None:
             made["rebuilt"] = True
         if job.measure is not None:
@@ -216,29 +257,67 @@ class _Run:
         for stage, seconds in (*generation.timings.items(), ("write", time.perf_counter() - start)):
             self.report.timings[stage] += seconds
 
+    def performance(self, generation: Generation) -> dict[str, Any]:
+        """Return what was chosen for the machine and why, and what a cache has skipped, for the manifest."""
+        from vgen.backbones.components import models_of
+
+        assert self.backbone is not None
+        chosen = {**self.settings.to_dict(), "offload": self.backbone.runtime.offload}
+        # Decoding may have turned to tiles for want of memory.
+        chosen["tiling"] = models_of(self.backbone)["vae"].use_tiling
+        if (skipped := generation.skipped) is not None:
+            chosen["cache"] = {**asdict(skipped), "share": round(skipped.share, 4)}
+        return chosen
+
     def account(self) -> Report:
         self.report.timings["total"] = time.perf_counter() - self.start
         self.report.peak_memory_mb = runtime.peak_ram_mb()
-        if self.model is not None:
+        if self.backbone is not None:
             self.report.peak_vram_mb = runtime.peak_vram_mb(self.backbone.runtime)
         return self.report
 
+    @contextmanager
+    def errors_for_people(self, plan: Plan, latents: Path) -> Iterator[None]:
+        """Say where the latents are when something stops a run after they were written, and how memory ran out."""
+        kept = f"The latents are kept in {latents}."
+        try:
+            yield
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(kept if latents.exists() else "") from interrupt
+        except (VgenError, RuntimeError, MemoryError, OSError) as error:
+            tips = [error.tip] if isinstance(error, VgenError) and error.tip else []
+            message = error.message if isinstance(error, VgenError) else str(error)
+            ran_out = is_out_of_memory(error)
+            if ran_out:
+                message = self.out_of_memory()
+                tips = [] if self.stage == "decode" else [_to_save_memory(plan, self.stage)]
+                # What the failed stage has computed is not to stay for as long as the error does.
+                traceback.clear_frames(error.__traceback__)
+            elif not isinstance(error, VgenError) and not latents.exists():
+                raise
+            if latents.exists():
+                saving = " --performance memory" if ran_out and not plan.settings.tiling else ""
+                message = f"{message}\n{kept}"
+                tips.append(f"the video can still be made with: vgen decode {latents}{saving}")
+            raise VgenError(message, tip=" ".join(tips) or None) from error
 
-@contextmanager
-def _errors_for_people(latents: Path) -> Iterator[None]:
-    """Say where the latents are when something stops a run after they were written, and say so when memory ran out."""
-    kept = f"The latents are kept in {latents}."
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(kept if latents.exists() else "") from interrupt
-    except (VgenError, RuntimeError, MemoryError) as error:
-        tips = [error.tip] if isinstance(error, VgenError) and error.tip else []
-        message = error.message if isinstance(error, VgenError) else str(error)
-        if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", message):
-            message, tips = "The memory ran out.", ["try fewer --frames, or a smaller --width and --height."]
-        elif isinstance(error, RuntimeError) and not latents.exists():
-            raise
-        if latents.exists():
-            message, tips = f"{message}\n{kept}", [*tips, f"the video can still be made with: vgen decode {latents}"]
-        raise VgenError(message, tip=" ".join(tips) or None) from error
+    def out_of_memory(self) -> str:
+        """Return where memory ran out, and how much there is."""
+        device = "cpu" if self.backbone is None else self.backbone.runtime.device
+        memory = runtime.memory(device)
+        name = "main memory" if device in ("cpu", "mps") else device
+        return (
+            f"The memory ran out {DOING[self.stage]}: {name} has {memory.total / 1e9:.1f} GB, of which "
+            f"{memory.free / 1e9:.1f} GB were free."
+        )
+
+
+def _to_save_memory(plan: Plan, stage: str) -> str:
+    """Return what to change so that a run takes less memory, the mildest first."""
+    smaller = "fewer --frames, or a smaller --width and --height"
+    changes = [] if stage == "load" else [smaller]
+    if plan.settings.offload != "none" and plan.settings.offload != "group":
+        changes.append("--offload group")
+    if plan.performance != "memory":
+        changes.append("--performance memory")
+    return f"try {', or '.join(changes)}." if changes else "use a smaller model."

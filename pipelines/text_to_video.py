@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vgen import files, options
+from vgen import caching, files, options
 from vgen.backbones import Shot
+from vgen.caching.skipping import Skipped
 from vgen.conditioning import given
 from vgen.conditioning.frames import GivenImages, ImageCondition
 from vgen.conditioning.images import cut_note, fit_image, open_image
@@ -41,7 +42,8 @@ class Generation:
     """A finished video, its latents, the seconds that each stage took, and the sound of a model that makes one.
 
     frames uint8 [F, H, W, 3]; latents float32 [N, C, T, h, w] on the CPU, one for each window of the video; `windows`
-    are what these decode to, before anything that was given is put back.
+    are what these decode to, before anything that was given is put back; `skipped` is
+    what a cache has saved.
     """
 
     frames: np.ndarray
@@ -49,6 +51,7 @@ class Generation:
     windows: Sequence[np.ndarray]
     timings: dict[str, float]
     sound: Sound | None = None
+    skipped: Skipped | None = None
 
 
 def generate(
@@ -77,6 +80,7 @@ def generate(
     num_windows = 1 if used is None else used.num_windows
     made: list[np.ndarray] = []
     all_latents: list[Tensor] = []
+    skipped: Skipped | None = None
     with torch.inference_mode():
         with stages("encode"):
             shot = _shot(plan)
@@ -92,7 +96,7 @@ def generate(
                 elif images is not None:
                     image = backbone.encode_images(images, shot)
 
-            with stages("denoise"):
+            with stages("denoise"), caching.applied(plan.cache, backbone, plan.num_inference_steps) as cached:
                 noise = backbone.noise(shot)
                 known = None if image.known is None else image.known.padded(noise.shape[2])
                 by_timestep = plan.known_frames != "reinject"
@@ -103,7 +107,7 @@ def generate(
                     image=image.inputs,
                     guidance_scale=plan.embedded_guidance_scale,
                 )
-                flow = classifier_free(velocity, text, negative, _guidance_scale(plan, backbone))
+                flow = classifier_free(velocity, text, negative, _guidance_scale(plan, backbone), cached.branch)
                 if known is not None:
                     flow = known.held(flow) if by_timestep else known.reinjected(flow, noise)
                 sigmas = _sigmas(plan, backbone, shot)
@@ -113,6 +117,8 @@ def generate(
                 latents = solve(flow, image.start(noise), sigmas, on_step=_in_windows(on_step, window, num_windows))
                 latents = latents if known is None else known.hold(latents)
 
+            if cached.skipped is not None:
+                skipped = cached.skipped if skipped is None else skipped + cached.skipped
             if not bool(latents.isfinite().all()):
                 raise VgenError(
                     "The model produced values that are not finite, which would decode to noise.",
@@ -126,7 +132,14 @@ def generate(
                 # A sound of windows would not be one, and that of a video is not the model's.
                 sound = backbone.decode_sound(latents, shot) if plan.video is None else None
     frames = made[0] if used is None else used.finish(made)
-    return Generation(frames=frames, latents=torch.cat(all_latents), windows=made, timings=stages.timings, sound=sound)
+    return Generation(
+        frames=frames,
+        latents=torch.cat(all_latents),
+        windows=made,
+        timings=stages.timings,
+        sound=sound,
+        skipped=skipped,
+    )
 
 
 def decode_latents(path: Path, backbone: Backbone, *, on_stage: OnStage | None = None) -> Generation:

@@ -42,6 +42,7 @@ def test_the_degrees_of_a_method_multiply_to_the_gpus(method: str, num_gpus: int
         ({"gpus": 2, "context_parallel": "ring", "dtype": "float32"}, "log-sum-exp"),
         ({"gpus": 2, "device": "cuda:1"}, "cuda:1 is one device"),
         ({"gpus": 2, "device": "mps"}, "mps is one device"),
+        ({"gpus": 2, "device": "cpu", "cache": "first-block"}, "--cache does not go together with --gpus"),
         ({"gpus": 0}, "cannot be made on 0 GPUs"),
         ({"context_parallel": "ring"}, "there is one"),
         ({"gpus": 2, "model": "hunyuan-video"}, 'family "hunyuan-video"'),

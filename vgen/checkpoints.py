@@ -118,9 +118,9 @@ class Checkpoint:
     """A checkpoint that was found: its family, its folder in diffusers layout (None: not downloaded), and its rules.
 
     `knows` is one sentence on what a small model can show; it is empty for a model without such a limit. `permits` is
-    one on the licence. `components`, `peak` and `download_gb` (in 10^9 bytes) are known for names of the catalogue.
-    Of one on the hub, `revision` is the commit where it is known, and `follows` the branch, tag or commit that was
-    asked for (None: the newest).
+    one on the licence. `peak` and `download_gb` (in 10^9 bytes) are known for names of the catalogue, `components` for
+    these and for weights that are on this machine. Of one on the hub, `revision` is the commit where it is known, and
+    `follows` the branch, tag or commit that was asked for (None: the newest).
     """
 
     name: str
@@ -149,12 +149,13 @@ class Checkpoint:
         name = self.name.partition("@")[0]
         return f"{name}@{self.revision}" if self.source == "hub" and self.revision else name
 
-    def weights_gb(self, *, offload: bool = False) -> float | None:
-        """Return what the weights take in memory, in 10^9 bytes: the VAE in float32, the rest in bfloat16.
+    def weights_gb(self, *, offload: bool = False, dtype: str = "bfloat16") -> float | None:
+        """Return what the weights take in memory, in 10^9 bytes: the VAE in float32, the rest in `dtype`.
 
         With `offload` one component is there at a time, so that the largest counts. None where they are not known.
         """
-        sizes = [part.parameters * (4 if part.name == "vae" else 2) / 1e9 for part in self.components]
+        width = 4 if dtype == "float32" else 2
+        sizes = [part.parameters * (4 if part.name == "vae" else width) / 1e9 for part in self.components]
         return (max(sizes) if offload else sum(sizes)) if sizes else None
 
 
@@ -335,7 +336,8 @@ def _named(name: str, revision: str | None) -> Checkpoint:
         can=_capabilities([*family["can"], *entry["can"]]),
         download_gb=entry.get("download_gb"),
         sizes=tuple((width, height) for width, height in entry["sizes"]),
-        components=tuple(Component(name=part, parameters=n) for part, n in entry.get("parameters", {}).items()),
+        components=tuple(Component(name=part, parameters=n) for part, n in entry.get("parameters", {}).items())
+        or _components(folder if repo else None),
         peak=Peak(**entry.get("peak_gb", {})),
         loras=tuple(Lora(**lora) for lora in entry.get("loras", [])),
         follows=follows,
@@ -389,7 +391,30 @@ def _described(name: str, folder: Path, *, source: Source, repo: str | None, rev
         rules=rules,
         can=_what_it_can(index, transformer, _capabilities([*families[family]["can"], *kind["can"]])),
         sizes=_fixed_sizes(transformer, rules),
+        components=_components(folder),
     )
+
+
+def _components(folder: Path | None) -> tuple[Component, ...]:
+    """Return the components whose weights are in a folder, counted in the headers of their files; none if unreadable.
+
+    What is missing or damaged is told by `verify`, before anything is loaded.
+    """
+    if folder is None:
+        return ()
+    try:
+        found = {name: _weight_files(folder / name) for name in _read_json(folder / "model_index.json")}
+        counted = {name: sum(map(integrity.num_parameters, files)) for name, files in found.items() if files}
+    except (OSError, CheckpointError):
+        return ()
+    return tuple(Component(name=name, parameters=number) for name, number in counted.items())
+
+
+def _weight_files(component: Path) -> list[Path]:
+    """Return the files that a component is loaded from: its shards, or the one that is no other variant."""
+    for shards in sorted(component.glob("*.safetensors.index.json")):
+        return [component / shard for shard in sorted(set(_read_json(shards)["weight_map"].values()))]
+    return [path for path in sorted(component.glob("*.safetensors")) if path.name.count(".") == 1]
 
 
 def _defaults(values: Mapping[str, Any]) -> Defaults:

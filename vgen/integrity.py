@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,19 +61,23 @@ def check_safetensors(path: Path, *, tip: str) -> dict[str, Any]:
     It is 8 bytes of header length, a JSON header, and the data.
     """
     size = path.stat().st_size
+    header_length, header = _header(path, tip)
     try:
-        with path.open("rb") as file:
-            (header_length,) = struct.unpack("<Q", file.read(8))
-            if header_length > size:
-                raise ValueError("the header is longer than the file")
-            header: dict[str, Any] = json.loads(file.read(header_length))
-        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-    except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is no safetensors file.", tip=tip) from error
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (KeyError, TypeError) as error:
+        raise _no_safetensors(path, tip) from error
     expected = 8 + header_length + end
     if size != expected:
         raise CheckpointError(f"{path} has {size} bytes, but {expected} are expected.", tip=tip)
     return header
+
+
+def num_parameters(path: Path) -> int:
+    """Return how many numbers a safetensors file holds, by its header; raise `CheckpointError` when it is none."""
+    try:
+        return sum(math.prod(entry["shape"]) for entry in _header(path, "")[1].values())
+    except (KeyError, TypeError) as error:
+        raise _no_safetensors(path, "") from error
 
 
 def pickle_refused(where: str, pickle: str, *, tip: str | None = None) -> CheckpointError:
@@ -84,3 +89,20 @@ def pickle_refused(where: str, pickle: str, *, tip: str | None = None) -> Checkp
         or "convert it where you trust it: load it with diffusers and call "
         "save_pretrained(FOLDER, safe_serialization=True); or ask its authors for safetensors.",
     )
+
+
+def _header(path: Path, tip: str) -> tuple[int, dict[str, Any]]:
+    """Return the length of a safetensors file's header, and what it says of each tensor."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                raise ValueError("the header is longer than the file")
+            header = json.loads(file.read(length))
+        return length, {name: entry for name, entry in header.items() if name != "__metadata__"}
+    except (struct.error, ValueError, AttributeError) as error:
+        raise _no_safetensors(path, tip) from error
+
+
+def _no_safetensors(path: Path, tip: str) -> CheckpointError:
+    return CheckpointError(f"{path} is no safetensors file.", tip=tip)

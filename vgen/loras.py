@@ -168,7 +168,7 @@ def look_into(path: Path) -> None:
     if path.suffix in PICKLES:
         raise _pickle_refused(path)
     header = integrity.check_safetensors(path, tip="download or copy it again.")
-    tensors = [name for name in header if name != "__metadata__"]
+    tensors = list(header)
     if any("dora_scale" in name or "lora_magnitude_vector" in name for name in tensors):
         raise CheckpointError(
             f"{path} is a DoRA: it also changes the weights' magnitudes, which is not supported.",

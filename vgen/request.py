@@ -9,11 +9,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vgen import loras, options, parallel, runtime
+from vgen import caching, loras, options, parallel, performance, runtime
 from vgen.checkpoints import Checkpoint, Rules
 from vgen.conditioning import given
 from vgen.conditioning.images import open_image
 from vgen.errors import UsageError
+from vgen.performance import Settings
 from vgen.sampling import SAMPLERS
 
 MAX_SEED = 2**63 - 1
@@ -61,6 +62,10 @@ class GenerateRequest:
     mask: Path | None = None
     missing: str | None = None
     known_frames: str | None = None
+    cache: str | None = None
+    performance: str = "auto"
+    offload: str = "auto"
+    compile: bool | None = None
     device: str = "auto"
     dtype: str = "auto"
     gpus: int | None = None
@@ -90,9 +95,9 @@ class Plan:
     """One video with everything decided: a legal size and length, a seed, and the checkpoint that makes it.
 
     `num_frames` is what the model makes at once: the video is longer where a clip goes on, and may be shorter where
-    one is completed. `known_frames` is None where no frames are known, and `gpus`
-    where there is one. `notes` says in sentences what was rounded, cut or resampled and how. `device` and `dtype` may
-    still be "auto".
+    one is completed. `known_frames` is None where no frames are known, and `gpus` where there is one. `notes` says in
+    sentences what was rounded, cut or resampled and how, and what was chosen for the machine, which `settings` has.
+    `device` and `dtype` may still be "auto".
     """
 
     prompt: str
@@ -117,11 +122,16 @@ class Plan:
     mask: Path | None
     missing: str | None
     known_frames: str | None
+    cache: str | None
+    performance: str
+    offload: str
+    compile: bool | None
     device: str
     dtype: str
     gpus: int | None
     context_parallel: str | None
     checkpoint: Checkpoint
+    settings: Settings
     notes: tuple[str, ...] = ()
 
     @property
@@ -136,7 +146,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as values that JSON can hold and `GenerateRequest.from_dict` reads."""
-        left_out = ("checkpoint", "notes")
+        left_out = ("checkpoint", "settings", "notes")
         return {f.name: _json_safe(getattr(self, f.name)) for f in fields(self) if f.name not in left_out}
 
 
@@ -159,6 +169,9 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
     _check_student(num_inference_steps, sampler, checkpoint)
     runtime.check_names(request.device, request.dtype)
     checkpoint = _with_loras(checkpoint, request.lora)
+    settings = settle(request, checkpoint)
+    if request.cache is not None:
+        caching.check(request.cache, checkpoint, sampler=sampler, is_compiled=settings.compile)
     known_frames = _check_given(request, checkpoint)
     width, height = _frame_size(request, checkpoint)
     width, height = _size("width", width, rules), _size("height", height, rules)
@@ -186,12 +199,17 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
         mask=request.mask,
         missing=request.missing,
         known_frames=known_frames,
+        cache=request.cache,
+        performance=request.performance,
+        offload=request.offload,
+        compile=request.compile,
         device=request.device,
         dtype=request.dtype,
         gpus=_gpus(request),
         context_parallel=_context_parallel(request),
         checkpoint=checkpoint,
-        notes=tuple(notes),
+        settings=settings,
+        notes=(*notes, *settings.notes),
     )
     check_parallel(made)
     used = given.of(made)
@@ -201,10 +219,33 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
 def check_parallel(made: Plan) -> None:
     """Raise `UsageError` for a plan on several GPUs that its checkpoint, as far as it is here, cannot follow."""
     if made.gpus is not None and made.context_parallel is not None:
+        # Both put hooks on the same blocks, and nobody has tried them together.
+        untried = {
+            "--cache": made.cache is not None,
+            "--compile": made.settings.compile,
+            "--offload": made.settings.offload not in (None, "none"),
+        }
+        for option in (option for option, used in untried.items() if used):
+            raise UsageError(
+                f"{option} does not go together with --gpus.",
+                tip="leave out one of them: with --offload none or --no-compile where --performance has chosen it.",
+            )
         tokens = parallel.num_tokens(made.num_frames, made.height, made.width, made.checkpoint.rules)
         parallel.check(
             made.gpus, made.context_parallel, made.checkpoint, device=made.device, dtype=made.dtype, tokens=tokens
         )
+
+
+def settle(asked: GenerateRequest | Plan, checkpoint: Checkpoint) -> Settings:
+    """Return how the checkpoint is fitted to this machine; raise `UsageError` for what cannot be here."""
+    return performance.settle(
+        checkpoint,
+        performance=asked.performance,
+        offload=asked.offload,
+        compiled=asked.compile,
+        device=asked.device,
+        dtype=asked.dtype,
+    )
 
 
 def nearest_legal(value: float, *, multiple: int, offset: int, lowest: int, highest: int) -> tuple[int, ...]:
@@ -490,8 +531,10 @@ def _from_json(key: str, declared: str, value: Any) -> Any:
         return value
     if expected == "str" and isinstance(value, str):
         return value
+    if expected == "bool" and isinstance(value, bool):
+        return value
     if expected.startswith("tuple") and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
         return tuple(value)
-    words = {"int": "a whole number", "float": "a number", "str": "text", "Path": "a path"}
+    words = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "Path": "a path"}
     words["tuple[str, ...]"] = "a list of texts"
     raise UsageError(f'The field "{key}" is {value!r}, but {words[expected]} is expected.')

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import sys
+import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgen.errors import UsageError, did_you_mean
@@ -28,10 +32,22 @@ _MULTIPLIES_BFLOAT16 = ("avx512_bf16", "amx_bf16")
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """A device ("cpu", "cuda:0", ...) and the number format of transformer and text encoder ("bfloat16", ...)."""
+    """A device ("cpu", "cuda:0", ...) and the number format of transformer and text encoder ("bfloat16", ...).
+
+    `offload` is one of `vgen.offloading.OFFLOADS`; with `tiling` videos are decoded in tiles, and with `compile` the
+    transformer's blocks are compiled.
+    """
 
     device: str
     dtype: str
+    offload: str = "none"
+    tiling: bool = False
+    compile: bool = False
+
+    @property
+    def home(self) -> str:
+        """Where models are that do not run: with offloading in main memory."""
+        return self.device if self.offload == "none" else "cpu"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -40,6 +56,15 @@ class Runtime:
 
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """The memory of a device, in bytes: how much there is, and how much of it nothing has taken."""
+
+    device: str
+    total: int
+    free: int
 
 
 def check_names(device: str, dtype: str) -> None:
@@ -192,6 +217,52 @@ def synchronize(runtime: Runtime) -> None:
         torch.mps.synchronize()
 
 
+def memory(device: str) -> Memory:
+    """Return the memory of a device of `choose`, as it is now; a GPU without a memory of its own has the main one."""
+    if device.startswith("cuda"):
+        import torch
+
+        free, total = torch.cuda.mem_get_info(device)
+        # What torch keeps for later is there for the next tensor.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return Memory(device=device, total=total, free=free + kept)
+    import psutil
+
+    main = psutil.virtual_memory()
+    return Memory(device=device, total=main.total, free=main.available)
+
+
+@functools.cache
+def gpu_memory(device: str) -> Memory | None:
+    """Return the memory of the GPU that a device name means, as this process found it; None where it means none.
+
+    A GPU that shares the main memory has none of its own. Imports torch only where there is the driver of a GPU.
+    """
+    if device in ("cpu", "mps") or not _has_gpu_driver():
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return memory(choose(device).device)
+
+
+def check_compiler() -> None:
+    """Raise `UsageError` when this machine lacks what `torch.compile` calls: a C++ compiler and Python's headers."""
+    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    if shutil.which(compiler) is None:
+        raise UsageError(
+            f'Compiling needs a C++ compiler, and there is no "{compiler}" here.',
+            tip="install one (on Debian: apt install g++), name it in the variable CXX, or leave out --compile.",
+        )
+    headers = Path(sysconfig.get_path("include"))
+    if not (headers / "Python.h").is_file():
+        raise UsageError(
+            f"Compiling needs Python's headers, and there is no {headers / 'Python.h'}.",
+            tip="install them (on Debian: apt install python3-dev), or leave out --compile.",
+        )
+
+
 def peak_ram_mb() -> float:
     """Return the most main memory that this process has held so far, in MiB; 0 where the system does not say."""
     try:
@@ -214,3 +285,10 @@ def _cpu_multiplies_bfloat16() -> bool:
 
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in _MULTIPLIES_BFLOAT16)
+
+
+def _has_gpu_driver() -> bool:
+    """Return whether there may be a GPU with a memory of its own: NVIDIA's, AMD's, or one behind Windows."""
+    if sys.platform == "win32":
+        return shutil.which("nvidia-smi") is not None
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))

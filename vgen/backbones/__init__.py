@@ -157,8 +157,27 @@ def load(
 
             checkpoint = lora.check(checkpoint)
     module, _, name = FAMILIES[checkpoint.family].partition(":")
-    backbone = getattr(importlib.import_module(module), name)
-    return cast(Backbone, backbone(checkpoint, runtime, decode_only=decode_only))
+    family = getattr(importlib.import_module(module), name)
+    backbone = cast(Backbone, family(checkpoint, runtime, decode_only=decode_only))
+    _optimize(backbone)
+    return backbone
+
+
+def _optimize(backbone: Backbone) -> None:
+    """Do to the loaded models what the runtime says; compiled code is below the hooks of offloading."""
+    runtime = backbone.runtime
+    if runtime.tiling:
+        from vgen.backbones.components import models_of
+
+        models_of(backbone)["vae"].enable_tiling()  # type: ignore[operator]
+    if runtime.compile:
+        from vgen.compiling import compile_blocks
+
+        compile_blocks(backbone)
+    if runtime.offload != "none":
+        from vgen.offloading import offload
+
+        offload(backbone)
 
 
 def require_runnable(checkpoint: Checkpoint) -> None:

@@ -42,15 +42,15 @@ class CogVideoX:
         def component(name: str, **options: Any) -> Any:
             return load_component(checkpoint, name, index.get(name), **options)
 
-        self.vae = component("vae", torch_dtype=torch.float32).to(runtime.device)
+        self.vae = component("vae", torch_dtype=torch.float32).to(runtime.home)
         if decode_only:
             return
 
         self.tokenizer = component("tokenizer")
         self.scheduler = load_scheduler(checkpoint, index.get("scheduler"))
         self._check_scheduler()
-        self.text_encoder = component("text_encoder", dtype=runtime.torch_dtype).to(runtime.device)
-        self.transformer = component("transformer", torch_dtype=runtime.torch_dtype).to(runtime.device)
+        self.text_encoder = component("text_encoder", dtype=runtime.torch_dtype).to(runtime.home)
+        self.transformer = component("transformer", torch_dtype=runtime.torch_dtype).to(runtime.home)
         # The sigma of each timestep, falling from the last one to the first, for `velocity` to find the timestep of.
         self._sigmas = _sigma(self.scheduler.alphas_cumprod.double()).float().to(runtime.device)
 

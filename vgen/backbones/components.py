@@ -5,18 +5,44 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vgen.backbones import Shot
+from vgen import runtime
+from vgen.backbones import Backbone, Shot
 from vgen.checkpoints import Checkpoint
-from vgen.errors import CheckpointError
+from vgen.errors import CheckpointError, is_out_of_memory
 
 logger = logging.getLogger(__name__)
+
+# What a checkpoint may be made of, by the names in model_index.json, in the order in which a run needs it.
+MODELS = (
+    "text_encoder", "text_encoder_2", "connectors", "image_encoder", "transformer", "transformer_2",
+    "vae", "audio_vae", "vocoder",
+)  # fmt: skip
+
+# No VAE takes this many times the memory of its latents to decode them: where there is as much, nothing is reckoned.
+SURELY_ENOUGH = 20_000
+
+
+def models_of(backbone: Backbone) -> dict[str, nn.Module]:
+    """Return the models that a backbone has loaded, by their names in model_index.json, in the order of a run."""
+    found = {name: getattr(backbone, name, None) for name in MODELS}
+    return {name: model for name, model in found.items() if isinstance(model, nn.Module)}
+
+
+def is_transformer(name: str) -> bool:
+    """Return whether a name of `models_of` is that of a model that denoises."""
+    return name.startswith("transformer")
+
+
+def transformers_of(backbone: Backbone) -> list[Any]:
+    """Return the models of a backbone that denoise: one, or two that share the noise levels."""
+    return [model for name, model in models_of(backbone).items() if is_transformer(name)]
 
 
 def model_index(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -67,6 +93,8 @@ def load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
             )
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f'Cannot load the {name} of "{checkpoint.name}": {reason}', tip=tip) from error
     # Both libraries only log what is missing and go on with random values.
@@ -125,16 +153,38 @@ def frames_of(pixels: Tensor) -> Tensor:
 def decode_or_tile(vae: Any, latents: Tensor, *inputs: Any) -> Tensor:
     """Return the pixels [B, 3, F, H, W] of a VAE's own latents; in tiles where memory does not suffice.
 
-    `inputs` are what else its decoder takes.
+    `inputs` are what else its decoder takes. A GPU says when its memory is used up; the main memory does not before
+    the system ends the process, so that what decoding would take of it is reckoned first.
     """
-    pixels: Tensor
+
+    def decode() -> Tensor:
+        pixels: Tensor = vae.decode(latents, *inputs, return_dict=False)[0]
+        return pixels
+
+    if latents.device.type == "cpu" and not vae.use_tiling and _is_too_large(latents, decode):
+        _tile(vae)
     try:
-        pixels = vae.decode(latents, *inputs, return_dict=False)[0]
-    except torch.OutOfMemoryError:
-        logger.warning("Not enough memory to decode in one piece: decoding in tiles.")
-        if hasattr(vae, "clear_cache"):
-            vae.clear_cache()
-        torch.cuda.empty_cache()
-        vae.enable_tiling()
-        pixels = vae.decode(latents, *inputs, return_dict=False)[0]
-    return pixels
+        return decode()
+    except (RuntimeError, MemoryError) as error:
+        if vae.use_tiling or not is_out_of_memory(error):
+            raise
+    _tile(vae)
+    torch.cuda.empty_cache()
+    return decode()
+
+
+def _is_too_large(latents: Tensor, decode: Callable[[], Tensor]) -> bool:
+    """Return whether the main memory that is free does not suffice to decode latents on the CPU in one piece."""
+    free = runtime.memory("cpu").free
+    if latents.nbytes * SURELY_ENOUGH <= free:
+        return False
+    from vgen.backbones.footprint import peak_bytes
+
+    return peak_bytes(decode) > free
+
+
+def _tile(vae: Any) -> None:
+    logger.warning("Not enough memory to decode in one piece: decoding in tiles.")
+    if hasattr(vae, "clear_cache"):
+        vae.clear_cache()
+    vae.enable_tiling()

@@ -60,16 +60,16 @@ class HunyuanVideo:
         def component(name: str, **options: Any) -> Any:
             return load_component(checkpoint, name, index.get(name), **options)
 
-        self.vae = component("vae", torch_dtype=torch.float32).to(runtime.device)
+        self.vae = component("vae", torch_dtype=torch.float32).to(runtime.home)
         if decode_only:
             return
 
         self.scheduler = load_scheduler(checkpoint, index.get("scheduler"))
-        self.transformer = component("transformer", torch_dtype=runtime.torch_dtype).to(runtime.device)
+        self.transformer = component("transformer", torch_dtype=runtime.torch_dtype).to(runtime.home)
         self.tokenizer = component("tokenizer")
-        self.text_encoder = component("text_encoder", dtype=runtime.torch_dtype).to(runtime.device)
+        self.text_encoder = component("text_encoder", dtype=runtime.torch_dtype).to(runtime.home)
         self.tokenizer_2 = component("tokenizer_2")
-        self.text_encoder_2 = component("text_encoder_2", dtype=runtime.torch_dtype).to(runtime.device)
+        self.text_encoder_2 = component("text_encoder_2", dtype=runtime.torch_dtype).to(runtime.home)
         self.image_processor = component("image_processor") if self.image_condition_type else None
 
     def encode_prompt(self, prompts: Sequence[str], images: GivenImages | None = None) -> list[HunyuanText]:

@@ -94,19 +94,19 @@ class HunyuanVideo15:
         def component(name: str, **options: Any) -> Any:
             return load_component(checkpoint, name, index.get(name), **options)
 
-        self.vae = component("vae", torch_dtype=torch.float32).to(runtime.device)
+        self.vae = component("vae", torch_dtype=torch.float32).to(runtime.home)
         if decode_only:
             return
 
         self.scheduler = load_scheduler(checkpoint, index.get("scheduler"))
-        self.transformer = component("transformer", torch_dtype=runtime.torch_dtype).to(runtime.device)
+        self.transformer = component("transformer", torch_dtype=runtime.torch_dtype).to(runtime.home)
         self.tokenizer = component("tokenizer")
-        self.text_encoder = component("text_encoder", dtype=runtime.torch_dtype).to(runtime.device)
+        self.text_encoder = component("text_encoder", dtype=runtime.torch_dtype).to(runtime.home)
         self.tokenizer_2 = component("tokenizer_2")
-        self.text_encoder_2 = component("text_encoder_2", dtype=runtime.torch_dtype).to(runtime.device)
+        self.text_encoder_2 = component("text_encoder_2", dtype=runtime.torch_dtype).to(runtime.home)
         self.image_encoder = None
         if index.get("image_encoder", [None])[0]:
-            self.image_encoder = component("image_encoder", dtype=runtime.torch_dtype).to(runtime.device)
+            self.image_encoder = component("image_encoder", dtype=runtime.torch_dtype).to(runtime.home)
             self.feature_extractor = component("feature_extractor")
 
     def encode_prompt(self, prompts: Sequence[str], images: GivenImages | None = None) -> list[HunyuanText15]:

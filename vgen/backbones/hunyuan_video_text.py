@@ -55,7 +55,8 @@ class PromptEncoder:
         ids, mask = tokenize(self.tokenizer, TEMPLATE % prompt, TEMPLATE_TOKENS + self.length)
         ids, mask = ids.to(self.text_encoder.device), mask.to(self.text_encoder.device)
         hidden = self.text_encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states[LAYER]
-        return hidden[:, TEMPLATE_TOKENS:], mask[:, TEMPLATE_TOKENS:]
+        # Offloaded, the encoder comes to where it computes when it is called, and its inputs with it.
+        return hidden[:, TEMPLATE_TOKENS:], mask[:, TEMPLATE_TOKENS:].to(hidden.device)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class SeeingPromptEncoder:
         end = self._end_of_turn(ids)
         kept = [*range(IMAGE_TEMPLATE_TOKENS, end - self.LEFT_OUT), *range(end, told.shape[1])]
         mask = torch.cat([mask.new_ones(image.shape[:2]), mask[:, kept]], dim=1)
-        return torch.cat([image, told[:, kept]], dim=1), mask.to(device)
+        return torch.cat([image, told[:, kept]], dim=1), mask.to(hidden.device)
 
     def _end_of_turn(self, ids: Tensor) -> int:
         """Return the place after the assistant's header; of a prompt too long to leave one, the end."""

@@ -64,9 +64,9 @@ class LTX2:
         def component(name: str, **options: Any) -> Any:
             return load_component(checkpoint, name, index.get(name), **options)
 
-        self.vae = component("vae", torch_dtype=torch.float32).to(runtime.device)
-        self.audio_vae = component("audio_vae", torch_dtype=torch.float32).to(runtime.device)
-        self.vocoder = component("vocoder", torch_dtype=torch.float32).to(runtime.device)
+        self.vae = component("vae", torch_dtype=torch.float32).to(runtime.home)
+        self.audio_vae = component("audio_vae", torch_dtype=torch.float32).to(runtime.home)
+        self.vocoder = component("vocoder", torch_dtype=torch.float32).to(runtime.home)
         if decode_only:
             return
 
@@ -74,9 +74,9 @@ class LTX2:
         self.tokenizer.padding_side = "left"
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         self.scheduler = load_scheduler(checkpoint, index.get("scheduler"))
-        self.text_encoder = component("text_encoder", dtype=runtime.torch_dtype).to(runtime.device)
-        self.connectors = component("connectors", torch_dtype=runtime.torch_dtype).to(runtime.device)
-        self.transformer = component("transformer", torch_dtype=runtime.torch_dtype).to(runtime.device)
+        self.text_encoder = component("text_encoder", dtype=runtime.torch_dtype).to(runtime.home)
+        self.connectors = component("connectors", torch_dtype=runtime.torch_dtype).to(runtime.home)
+        self.transformer = component("transformer", torch_dtype=runtime.torch_dtype).to(runtime.home)
 
     def encode_prompt(self, prompts: Sequence[str], images: GivenImages | None = None) -> list[Text]:
         """Return each prompt as the connectors make it out of all layers of the text encoder."""
@@ -213,7 +213,8 @@ class LTX2:
 
         _, audio = self._split(latents, shot)
         channels, _, bins = self._audio_shape(shot)
-        audio = audio * self.audio_vae.latents_std + self.audio_vae.latents_mean
+        mean, std = (value.to(audio.device) for value in (self.audio_vae.latents_mean, self.audio_vae.latents_std))
+        audio = audio * std + mean
         audio = audio.view(1, -1, channels, bins).transpose(1, 2)  # [1, L, C * M] -> [1, C, L, M]
         spectrogram = self.audio_vae.decode(audio.to(self.audio_vae.dtype), return_dict=False)[0]
         waveform = self.vocoder(spectrogram)[0].float().clamp(-1, 1).cpu().numpy()
@@ -247,7 +248,8 @@ class LTX2:
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the video latents, each [1, C, 1, 1, 1]."""
-        return self.vae.latents_mean.view(1, -1, 1, 1, 1), self.vae.latents_std.view(1, -1, 1, 1, 1)
+        mean, std = (statistic.to(self.runtime.device) for statistic in (self.vae.latents_mean, self.vae.latents_std))
+        return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
 
     def _num_latent_frames(self, shot: Shot) -> int:
         return self.latent_shape(shot.num_frames, shot.height, shot.width)[1]

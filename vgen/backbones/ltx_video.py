@@ -51,14 +51,14 @@ class LTXVideo:
         def component(name: str, **options: Any) -> Any:
             return load_component(checkpoint, name, index.get(name), **options)
 
-        self.vae = component("vae", torch_dtype=torch.float32).to(runtime.device)
+        self.vae = component("vae", torch_dtype=torch.float32).to(runtime.home)
         if decode_only:
             return
 
         self.tokenizer = component("tokenizer")
         self.scheduler = load_scheduler(checkpoint, index.get("scheduler"))
-        self.text_encoder = component("text_encoder", dtype=runtime.torch_dtype).to(runtime.device)
-        self.transformer = component("transformer", torch_dtype=runtime.torch_dtype).to(runtime.device)
+        self.text_encoder = component("text_encoder", dtype=runtime.torch_dtype).to(runtime.home)
+        self.transformer = component("transformer", torch_dtype=runtime.torch_dtype).to(runtime.home)
 
     def encode_prompt(self, prompts: Sequence[str], images: GivenImages | None = None) -> list[Text]:
         """Return the tokens and the mask of each prompt."""
@@ -193,7 +193,8 @@ class LTXVideo:
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the latents, each [1, C, 1, 1, 1]."""
-        return self.vae.latents_mean.view(1, -1, 1, 1, 1), self.vae.latents_std.view(1, -1, 1, 1, 1)
+        mean, std = (statistic.to(self.runtime.device) for statistic in (self.vae.latents_mean, self.vae.latents_std))
+        return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
 
     def _pack(self, latents: Tensor) -> Tensor:
         """Return tokens [B, T * H * W, C * patch] of latents [B, C, T, h, w]."""

@@ -46,7 +46,7 @@ class Wan:
             return load_component(checkpoint, name, index.get(name), **options)
 
         # The VAE stays in float32: bfloat16 would be faster, and change frames by whole levels.
-        self.vae = component("vae", torch_dtype=torch.float32).to(runtime.device)
+        self.vae = component("vae", torch_dtype=torch.float32).to(runtime.home)
         config = self.vae.config
         self._latents_mean = torch.tensor(config.latents_mean, device=runtime.device).view(1, -1, 1, 1, 1)
         self._latents_scale = 1.0 / torch.tensor(config.latents_std, device=runtime.device).view(1, -1, 1, 1, 1)
@@ -55,18 +55,18 @@ class Wan:
 
         self.tokenizer = component("tokenizer")
         self.scheduler = load_scheduler(checkpoint, index.get("scheduler"))
-        self.text_encoder = component("text_encoder", dtype=runtime.torch_dtype).to(runtime.device)
-        self.transformer = component("transformer", torch_dtype=runtime.torch_dtype).to(runtime.device)
+        self.text_encoder = component("text_encoder", dtype=runtime.torch_dtype).to(runtime.home)
+        self.transformer = component("transformer", torch_dtype=runtime.torch_dtype).to(runtime.home)
         # Wan 2.2's second transformer takes over where the noise falls below `boundary_ratio`.
         self.transformer_2 = None
         if index.get("transformer_2", [None])[0]:
-            self.transformer_2 = component("transformer_2", torch_dtype=runtime.torch_dtype).to(runtime.device)
+            self.transformer_2 = component("transformer_2", torch_dtype=runtime.torch_dtype).to(runtime.home)
         self.boundary_ratio: float | None = index.get("boundary_ratio")
         self.expand_timesteps = bool(index.get("expand_timesteps", False))
         self.image_encoder = None
         if self.transformer.config.image_dim is not None:
             self.image_processor = component("image_processor")
-            self.image_encoder = component("image_encoder", dtype=torch.float32).to(runtime.device)
+            self.image_encoder = component("image_encoder", dtype=torch.float32).to(runtime.home)
 
         # Schedulers of the UniPC kind hand the model whole timesteps; few-step students know theirs as listed.
         self.scheduler.set_timesteps(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from vgen.sampling.flow import Velocity
@@ -18,19 +19,27 @@ def classifier_free(
     text: Text,
     negative_text: Text | None,
     guidance_scale: float | Callable[[Tensor], float],
+    branch: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> Velocity:
     """Return the velocity u + s * (c - u) of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
 
     `velocity(latents [B, C, T, H, W], sigma [], text)` is the model's. The branches run in turn, as diffusers' do: a
     batch of both would round otherwise. Without a negative text, and at a scale of 1 or less, the model runs with the
-    prompt alone. A scale may be a function of sigma.
+    prompt alone. A scale may be a function of sigma. Each pass of the model is made inside of `branch(name)`, whose
+    names are diffusers' for their caches, "cond" and "uncond".
     """
+
+    def conditioned(latents: Tensor, sigma: Tensor) -> Tensor:
+        with branch("cond"):
+            return velocity(latents, sigma, text)
+
     if negative_text is None or (not callable(guidance_scale) and guidance_scale <= 1):
-        return lambda latents, sigma: velocity(latents, sigma, text)
+        return conditioned
 
     def guided(latents: Tensor, sigma: Tensor) -> Tensor:
-        conditional = velocity(latents, sigma, text)
-        unconditional = velocity(latents, sigma, negative_text)
+        conditional = conditioned(latents, sigma)
+        with branch("uncond"):
+            unconditional = velocity(latents, sigma, negative_text)
         scale = guidance_scale(sigma) if callable(guidance_scale) else guidance_scale
         return unconditional + scale * (conditional - unconditional)
 

@@ -1,0 +1,20 @@
+"""Regional compilation: the blocks of a transformer, which are alike, are compiled once for all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vgen.backbones import Backbone
+
+
+def compile_blocks(backbone: Backbone) -> None:
+    """Compile what each of the transformer's blocks computes, when it is first called with inputs of a kind.
+
+    As diffusers' `compile_repeated_blocks`, but of every family's blocks (it knows none of CogVideoX's), and below the
+    hooks of offloading and caches: these stay Python, and what they call is the same code for all blocks.
+    """
+    import torch
+
+    for block in backbone.blocks():
+        block.forward = torch.compile(block.forward)
