@@ -160,6 +160,7 @@ def probes(
         Path | None, typer.Option(help="The folder of a trained VAE. [dim]Default: the embedded checkpoint's[/dim]")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder.")] = Path("runs/probes"),
+    start: Annotated[Path | None, typer.Option(help="A folder of probes to begin from.")] = None,
     minutes: Minutes = None,
     steps: Steps = None,
     passed_clips: Annotated[
@@ -177,6 +178,10 @@ def probes(
         assert folder is not None
         vae = folder / "vae"
     require_vae(vae)
+    if start:
+        from vgen.toyland.probes import load
+
+        load(start)
     make_folder(output)
     from vgen.training.loop import Budget
     from vgen.training.probes import train_probes
@@ -184,6 +189,7 @@ def probes(
     train_probes(
         output,
         vae=vae,
+        start=start,
         budget=Budget(minutes=minutes, steps=steps, save_minutes=save_minutes, warmup_steps=50),
         passed_clips=passed_clips,
         batch_size=batch_size,

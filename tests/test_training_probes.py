@@ -104,6 +104,10 @@ def test_a_small_run_goes_on_and_its_probes_load(tmp_path: Path) -> None:
     assert [line["step"] for line in steps if "loss" in line] == [1, 2]
     assert all("scene_right" in line for line in steps if "loss" not in line)
     assert probes.load(tmp_path / "run" / "probes").read([torch.zeros(3, 32, 32, 3, dtype=torch.uint8)])
+    start = tmp_path / "run" / "probes"
+    budget = Budget(steps=1, log_steps=1)
+    further = training.train_probes(tmp_path / "further", start=start, budget=budget, learning_rate=1e-9, **small)  # type: ignore[arg-type]
+    assert torch.allclose(further.path.weight, probes.load(start).network.path.weight, atol=1e-6)
     other = untrained_vae()
     other.decoder.conv_out.bias.data += 1
     other.save_pretrained(tmp_path / "vae")

@@ -251,6 +251,7 @@ def train_probes(
     *,
     vae: Path,
     budget: Budget,
+    start: Path | None = None,
     passed_clips: int = 512,
     batch_size: int = 32,
     learning_rate: float = 1.5e-2,
@@ -261,7 +262,8 @@ def train_probes(
     """Train in `folder` and return the averaged network; `folder`/probes holds it for `probes.load`.
 
     Half of each batch are sharp renders, the other half come from `passed_clips` that went through the VAE in `vae`;
-    those are kept in `folder`. Accuracy on clips of another seed is in the log.
+    those are kept in `folder`. The run begins with the probes in `start`, where given. Accuracy on clips of another
+    seed is in the log.
     """
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(mixed_precision="bf16")
@@ -270,7 +272,7 @@ def train_probes(
         clips = list(islice(probe_clips(VALIDATION_SEED), validation_clips))
         unseen = passed_set(folder, vae, clips, name="validation")
     torch.manual_seed(seed)
-    network = ProbeNetwork()
+    network = probes.load(start).network.train().requires_grad_(True) if start else ProbeNetwork()
     mean = passed.path[passed.single].mean(0)
     deviation = passed.path[passed.single].std(0).clamp(min=0.05)
     own_seed = seed * accelerator.num_processes + accelerator.process_index
