@@ -23,7 +23,9 @@ from vgen.video import Frames, Sound
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 SHARE_OF_MEMORY = 0.2  # of what is free: besides the clip there are its view, the result and what is measured
 STALLED = 60.0  # seconds without a frame after which ffmpeg is given up
-UNEVEN = 0.5  # of a frame: how far from its place at a constant rate a frame is shown before the rate is called variable
+UNEVEN = (
+    0.5  # of a frame: how far from its place at a constant rate a frame is shown before the rate is called variable
+)
 ALPHA = re.compile(r"^(yuva|rgba|bgra|argb|abgr|gbrap|ya\d|pal8)")
 
 
@@ -73,7 +75,15 @@ def sound(footage: Footage, seconds: float) -> Sound | None:
         return None
     rate, channels = footage.sound_format
     with tempfile.TemporaryFile() as messages, tempfile.TemporaryFile() as samples:
-        command = [*_ffmpeg("level+error"), "-ss", str(footage.start), "-i", f"file:{footage.path}", "-t", str(seconds)]
+        command = [
+            *_ffmpeg("level+error"),
+            "-ss",
+            str(footage.start),
+            "-i",
+            f"file:{footage.path}",
+            "-t",
+            str(seconds),
+        ]
         command += ["-map", "0:a:0", "-vn", "-af", "aresample=async=1:first_pts=0", "-ac", str(channels)]
         command += ["-ar", str(rate), "-f", "f32le", "pipe:1"]
         try:
@@ -96,7 +106,12 @@ def _file(path: Path, start: float, seconds: float | None) -> Footage:
     command = [*_ffmpeg("level+info"), "-xerror", *decoder, "-ss", str(start), "-i", f"file:{path}"]
     command += [] if seconds is None else ["-t", str(seconds)]
     has_alpha = facts.hidden_alpha or bool(ALPHA.match(facts.pixels))
-    command += ["-map", f"0:{facts.stream}", "-vf", "scale=flags=accurate_rnd+full_chroma_int+full_chroma_inp,showinfo"]
+    command += [
+        "-map",
+        f"0:{facts.stream}",
+        "-vf",
+        "scale=flags=accurate_rnd+full_chroma_int+full_chroma_inp,showinfo",
+    ]
     command += ["-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "pam"]
     command += ["-pix_fmt", "rgba" if has_alpha else "rgb24", "pipe:1"]
     with tempfile.TemporaryFile() as messages:
@@ -133,9 +148,7 @@ def _file(path: Path, start: float, seconds: float | None) -> Footage:
     if video.SIZE_TAG in (tags := video.read_tags(path)):
         width, height = (int(side) for side in tags[video.SIZE_TAG].split("x"))
         frames = frames[:, :height, :width]
-    return Footage(
-        frames=frames, fps=fps, path=path, start=start, notes=tuple(notes), sound_format=facts.sound_format
-    )
+    return Footage(frames=frames, fps=fps, path=path, start=start, notes=tuple(notes), sound_format=facts.sound_format)
 
 
 def constant_rate(times: np.ndarray, told: float) -> tuple[np.ndarray, float, bool]:
@@ -177,7 +190,9 @@ def _probe(path: Path) -> _Facts:
     told = done.stderr.decode(errors="replace")
     streams = re.findall(r"Stream #0:(\d+)\S*: (Video|Audio): (.*)", told)
     # The cover of a song is a video stream, too.
-    pictures = [(int(number), text) for number, kind, text in streams if kind == "Video" and "attached pic" not in text]
+    pictures = [
+        (int(number), text) for number, kind, text in streams if kind == "Video" and "attached pic" not in text
+    ]
     if not pictures:
         if streams:
             raise UsageError(f"{path} has no video stream.", tip="give a file with a picture.")
@@ -212,11 +227,11 @@ def _decode(command: list[str], messages: IO[bytes], path: Path) -> tuple[list[n
 
 
 @contextmanager
-def _running(command: list[str], messages: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], Heartbeat]]:
+def _running(command: list[str], messages: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], _Heartbeat]]:
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages, bufsize=1 << 20
     )
-    heartbeat = Heartbeat(process)
+    heartbeat = _Heartbeat(process)
     try:
         yield process, heartbeat
     finally:
@@ -227,7 +242,7 @@ def _running(command: list[str], messages: IO[bytes]) -> Iterator[tuple[subproce
         process.stdout.close()
 
 
-class Heartbeat:
+class _Heartbeat:
     """Ends a process that is silent for `STALLED` seconds; to be called when it gives something."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
@@ -270,13 +285,16 @@ def _pictures(folder: Path, start: float, seconds: float | None) -> Footage:
     files = sorted((file for file in folder.iterdir() if file.suffix.lower() in IMAGES), key=_numbered)
     if not files:
         raise UsageError(f"The folder {folder} holds no pictures.", tip="give a video file or a folder of frames.")
-    frames, is_transparent = [], False
+    frames: list[Frames] = []
+    is_transparent = False
     for file in files:
         try:
             with Image.open(file) as picture:
                 pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGBA"))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UsageError(f"Cannot read the picture {file}: {error}.", tip="give pictures that are whole.") from error
+            raise UsageError(
+                f"Cannot read the picture {file}: {error}.", tip="give pictures that are whole."
+            ) from error
         if frames and pixels.shape[:2] != frames[0].shape[:2]:
             sizes = [f"{shape[1]}x{shape[0]}" for shape in (pixels.shape, frames[0].shape)]
             raise UsageError(f"{file} is {sizes[0]} and {files[0].name} {sizes[1]}.", tip="give frames of one size.")

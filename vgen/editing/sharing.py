@@ -27,8 +27,8 @@ from vgen.sampling.inversion import evaluations
 if TYPE_CHECKING:
     from vgen.backbones import Backbone, Shot
 
-# Which evaluation of a velocity: the interval of the grid, counted from the noise, and how many evaluations of its step
-# come after it; or by time the sigma, and 0.
+# Which evaluation of a velocity: the interval of the grid, counted from the noise, and how many evaluations of its
+# step come after it; or by time the sigma, and 0.
 Key = tuple[float, int]
 SAME_SIGMA = 6  # decimals to which two ways to the middle of an interval agree
 
@@ -56,22 +56,21 @@ def schedule(solver: Sampler, sigmas: Tensor, *, num_steps: int, by: str) -> Sch
     sigmas [N + 1], falling. By "interval", as released: both evaluations of a step of RF-Solver find those of the step
     over the same interval, so that the endpoints are at its two ends. By "time": each finds the one at its own sigma.
     """
-    last = len(sigmas) - 2
 
     def key(interval: int, sigma: float, after: int) -> Key:
         return (interval, after) if by == "interval" else (round(sigma, SAME_SIGMA), 0)
 
-    def keys(grid: Tensor, interval_of_first: int, direction: int) -> list[tuple[int, Key]]:
-        steps = evaluations(solver, grid)
+    def keys(grid: Tensor, intervals: range) -> list[tuple[int, Key]]:
         return [
             (interval, key(interval, sigma, len(step) - 1 - place))
-            for interval, step in zip(range(interval_of_first, last + 1 if direction > 0 else -1, direction), steps)
+            for interval, step in zip(intervals, evaluations(solver, grid), strict=True)
             for place, sigma in enumerate(step)
         ]
 
-    reading = [found if interval < num_steps else None for interval, found in keys(sigmas, 0, 1)]
+    intervals = range(len(sigmas) - 1)
+    reading = [found if interval < num_steps else None for interval, found in keys(sigmas, intervals)]
     wanted = {found for found in reading if found is not None}
-    passed = [found if found in wanted else None for _, found in keys(sigmas.flip(0), last, -1)]
+    passed = [found if found in wanted else None for _, found in keys(sigmas.flip(0), intervals[::-1])]
     missing = [found for found in dict.fromkeys(reading) if found is not None and found not in passed]
     return Schedule(store=tuple(passed), after=tuple(missing), read=tuple(reading))
 
@@ -95,7 +94,7 @@ def sites(backbone: Backbone, begin: float, end: float) -> dict[str, nn.Module]:
 
 
 def num_bytes(backbone: Backbone, shot: Shot, found: dict[str, nn.Module], plan: Schedule, itemsize: int) -> int:
-    """Return what the store will hold: `itemsize` bytes for each number of every V, of the video's and text's tokens."""
+    """Return what the store will hold, `itemsize` bytes a number: every V of the tokens of video and text."""
     video = math.prod(backbone.token_grid(shot.num_frames, shot.height, shot.width))
     text = backbone.num_text_tokens()
     total = 0
@@ -120,6 +119,9 @@ class Store(Protocol):
     def get(self, name: str) -> Tensor | None:
         """Return a tensor that was kept; None for another name."""
 
+    def names(self) -> list[str]:
+        """Return the names of all that is kept."""
+
     def close(self) -> None:
         """Give back what it takes."""
 
@@ -140,6 +142,10 @@ class Memory:
     def get(self, name: str) -> Tensor | None:
         """Return the copy."""
         return self.values.get(name)
+
+    def names(self) -> list[str]:
+        """Return the names of all that is kept."""
+        return list(self.values)
 
     def close(self) -> None:
         """Forget everything."""
@@ -168,6 +174,10 @@ class Disk:
         """Read a file."""
         path = self._path(name)
         return load_file(path)["value"] if path.exists() else None
+
+    def names(self) -> list[str]:
+        """Return the names of all that is kept."""
+        return sorted(file.stem for file in Path(self._folder.name).iterdir())
 
     def close(self) -> None:
         """Remove the folder."""
@@ -225,7 +235,7 @@ class Sharing:
     def _attached(self, key: Key, *, storing: bool) -> Iterator[None]:
         with ExitStack() as stack:
             for name, projection in self.sites.items():
-                entry = f"{key[0]:g}-{key[1]}-{name.removesuffix('.2')}"
+                entry = f"{key[0]:.{SAME_SIGMA}g}-{key[1]}-{name.removesuffix('.2')}"
                 hook = partial(self._store if storing else self._read, entry)
                 stack.callback(projection.register_forward_hook(hook).remove)
             yield

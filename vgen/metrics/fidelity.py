@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,7 @@ def psnr(first: Tensor, second: Tensor, weight: Tensor | None = None) -> float:
 
     With `weight` [F, H, W], from 0 to 1, as much as each pixel counts. NaN where nothing counts.
     """
-    error = (first.float() - second.float()).square().mean(-1)
-    weight = torch.ones_like(error) if weight is None else weight.float()
-    if not weight.any():
-        return math.nan
-    mean = float((error * weight).sum(dtype=torch.float64) / weight.sum(dtype=torch.float64))
+    mean = _mean(lambda one, other: (one - other).square().mean(-1), first, second, weight)
     return LIMITLESS if mean == 0 else min(LIMITLESS, 10 * math.log10(255**2 / mean))
 
 
@@ -61,8 +58,30 @@ def _similarity(first: Tensor, second: Tensor) -> Tensor:
     return (ratio / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean(0)
 
 
-def change(first: Tensor, second: Tensor, weight: Tensor) -> float:
+def change(first: Tensor, second: Tensor, weight: Tensor | None = None) -> float:
     """Return the mean absolute difference of frames uint8 [F, H, W, 3], from 0 to 1, as `weight` counts pixels."""
-    difference = (first.float() - second.float()).abs().mean(-1) / 255
-    total = weight.sum(dtype=torch.float64)
-    return float((difference * weight).sum(dtype=torch.float64) / total) if total else math.nan
+    return _mean(lambda one, other: (one - other).abs().mean(-1) / 255, first, second, weight)
+
+
+def flicker(frames: Tensor) -> float:
+    """Return how much brightness jumps back and forth, in [0, 1]: |f(t-1) - 2 f(t) + f(t+1)| / 2, the mean over all.
+
+    On frames uint8 [F, H, W, 3] made eight times smaller, where steady movement cancels out and unsteady light does
+    not. 0 for fewer than three frames.
+    """
+    if len(frames) < 3:
+        return 0.0
+    side = max(1, min(8, *frames.shape[1:3]))
+    coarse = torch.cat([nn.functional.avg_pool2d(one.permute(2, 0, 1)[None].float() / 255, side) for one in frames])
+    return float((coarse[:-2] - 2 * coarse[1:-1] + coarse[2:]).abs().mean() / 2)
+
+
+def _mean(of: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor, weight: Tensor | None) -> float:
+    """Return the mean of `of` two frames, [H, W], over pixels and frames; one frame at a time, as clips are large."""
+    total = counted = 0.0
+    for number, (one, other) in enumerate(zip(first, second, strict=True)):
+        found = of(one.float(), other.float()).double()
+        share = torch.ones_like(found) if weight is None else weight[number].double()
+        total += float((found * share).sum())
+        counted += float(share.sum())
+    return total / counted if counted else math.nan
