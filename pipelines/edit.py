@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -168,11 +169,11 @@ def invert(
     return work.measures, work.stages.timings
 
 
-def measured(source: np.ndarray, result: np.ndarray, region: np.ndarray) -> dict[str, float]:
+def measured(source: np.ndarray, result: np.ndarray, region: np.ndarray) -> dict[str, float | None]:
     """Return how an edit differs from its clip, frames uint8 [F, H, W, 3], inside and outside of `region` [F, H, W].
 
     `background_psnr` (dB) and `background_ssim` are outside, `change_inside` is the mean difference inside, from 0 to
-    1; `flicker` and `source_flicker` are how much brightness jumps back and forth.
+    1; `flicker` and `source_flicker` are how much brightness jumps back and forth. None is what cannot be measured.
     """
     import torch
 
@@ -562,5 +563,6 @@ def _put_back(plan: EditPlan, view: Tensor, weight: Callable[[int], Tensor]) -> 
     return result
 
 
-def _rounded(values: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 4) if value == value else value for name, value in values.items()}
+def _rounded(values: dict[str, float]) -> dict[str, float | None]:
+    """Return numbers as JSON can hold them: None for what could not be measured."""
+    return {name: None if math.isnan(value) else round(value, 4) for name, value in values.items()}

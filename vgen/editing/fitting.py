@@ -133,7 +133,8 @@ def joined(parts: Sequence[Tensor], where: Sequence[Window], num_frames: int) ->
             ramp[:shared] = torch.arange(1, shared + 1) / (shared + 1)
         if number < len(where) - 1:
             shared = window.start + window.num_frames - where[number + 1].start
-            ramp[-shared:] = torch.minimum(ramp[-shared:], torch.arange(shared, 0, -1) / (shared + 1))
+            late = slice(window.num_frames - shared, None)
+            ramp[late] = torch.minimum(ramp[late], torch.arange(shared, 0, -1) / (shared + 1))
         at = slice(window.start, window.start + window.num_frames)
         total[at] += part.float() * ramp.view(-1, *[1] * len(rest))
         weight[at] += ramp

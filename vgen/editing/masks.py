@@ -100,9 +100,10 @@ def soft(mask: Tensor, border: int) -> Tensor:
     if border < 1:
         return mask
     flat = mask.reshape(-1, 1, *mask.shape[-2:])
-    wide = nn.functional.max_pool2d(flat, 2 * border + 1, stride=1, padding=border)
-    size = border // 2 * 2 + 1
-    faded = nn.functional.avg_pool2d(wide, size, stride=1, padding=size // 2, count_include_pad=False)
+    # Half of the border wider, and the mean over all of it: 1 at the edge, 0 where the border ends.
+    reach = (border + 1) // 2
+    wide = nn.functional.max_pool2d(flat, 2 * reach + 1, stride=1, padding=reach)
+    faded = nn.functional.avg_pool2d(wide, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False)
     return torch.maximum(flat, faded).reshape(mask.shape)
 
 

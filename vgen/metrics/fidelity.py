@@ -18,6 +18,8 @@ def psnr(first: Tensor, second: Tensor, weight: Tensor | None = None) -> float:
     With `weight` [F, H, W], from 0 to 1, as much as each pixel counts. NaN where nothing counts.
     """
     mean = _mean(lambda one, other: (one - other).square().mean(-1), first, second, weight)
+    if math.isnan(mean):
+        return mean
     return LIMITLESS if mean == 0 else min(LIMITLESS, 10 * math.log10(255**2 / mean))
 
 
