@@ -42,8 +42,8 @@ class Generation:
     """A finished video, its latents, the seconds that each stage took, and the sound of a model that makes one.
 
     frames uint8 [F, H, W, 3]; latents float32 [N, C, T, h, w] on the CPU, one for each window of the video; `windows`
-    are what these decode to, before anything that was given is put back; `skipped` is
-    what a cache has saved.
+    are what these decode to, before anything that was given is put back; `skipped` is what a cache has saved, and
+    `facts` are what its maker measured.
     """
 
     frames: np.ndarray
@@ -52,6 +52,7 @@ class Generation:
     timings: dict[str, float]
     sound: Sound | None = None
     skipped: Skipped | None = None
+    facts: dict[str, float] = field(default_factory=dict)
 
 
 def generate(
