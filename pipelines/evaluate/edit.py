@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from vgen import batch, manifest, outputs
 from vgen.batch import PromptLine
@@ -24,7 +24,7 @@ from vgen.pipelines.evaluate.trials import REAL, Evaluation, Findings, Task, Tri
 from vgen.pipelines.run import Job, Watch
 from vgen.request import GenerateRequest, Plan
 from vgen.toyland.prompts import ATTRIBUTES, Prompt, full_caption, held_out, truth
-from vgen.toyland.scene import ACTIONS, COLOURS, SCENES, SHAPES, Clip
+from vgen.toyland.scene import COLOURS, SCENES, SHAPES, Clip
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from vgen.toyland.probes import Readings
     from vgen.video import Frames
 
-T = TypeVar("T")
 GIVEN = "given"  # the folder of the clips
 MARGIN = 6  # pixels around the subjects, where their shadows fall, that are no background
 NEAR = 0.1  # of the picture's height: so far from its true track a subject is on it
@@ -87,12 +86,14 @@ def pairs(count: int) -> list[Pair]:
     return [_changed(clip, attribute, rng) for clip, attribute in zip(solids[:count], attributes, strict=False)]
 
 
+# Actions in which a subject stays in sight wherever it begins.
+IN_PLACE = ("stays", "jumps", "circles", "spins", "rises", "falls")
 # What an edit changes: the values to choose from, and the clip with another one.
 CHANGES: dict[str, tuple[Sequence[str], Callable[[Clip, str], Clip]]] = {
     "colour": (tuple(COLOURS), lambda clip, value: _with_subject(clip, colour=value)),
     "shape": (SHAPES, lambda clip, value: _with_subject(clip, shape=value)),
     "scene": (SCENES, lambda clip, value: replace(clip, scene=value)),
-    "action": (ACTIONS, lambda clip, value: _with_subject(clip, actions=((0.0, value),))),
+    "action": (IN_PLACE, lambda clip, value: _with_subject(clip, actions=((0.0, value),))),
 }
 
 
@@ -275,7 +276,7 @@ def _judged(
         "reading": reading.to_dict(),
         "success": reading[pair.attribute] == told[pair.attribute],
         "others": all(reading[name] == told[name] for name in ATTRIBUTES if name != pair.attribute),
-        "kept_db": round(fidelity.psnr(torch.from_numpy(frames), torch.from_numpy(source), kept), 2),
+        "kept_db": round(fidelity.psnr(torch.tensor(frames), torch.tensor(source), kept), 2),
         "track": _on_track(pair, trial.real.plan, frames),
     }
 
