@@ -71,22 +71,22 @@ def run(plan: EditPlan, output: Path, *, watch: Watch, compare: bool = False) ->
 
     With `compare` the clip and its edit are beside each other in a second video.
     """
-    with _session(plan, watch) as session:
-        edited = edit(plan, session.backbone, watch=session.watch, beside=output.parent)
-        session.timings |= edited.timings
-        session.write(output, edited, compare=compare)
-        session.report.measures = edited.measures
-    return session.report
+    with _running(plan, watch) as running:
+        edited = edit(plan, running.backbone, watch=running.watch, beside=output.parent)
+        running.timings |= edited.timings
+        running.write(output, edited, compare=compare)
+        running.report.measures = edited.measures
+    return running.report
 
 
 def run_inversion(plan: EditPlan, output: Path, *, watch: Watch) -> Report:
     """Invert the clip of a plan, write its noise to `output`, and return the account of it."""
-    with _session(plan, watch) as session:
-        measures, timings = invert(plan, session.backbone, output, watch=session.watch)
-        session.timings |= timings
-        session.report.measures = measures
-        session.report.outputs.append(output)
-    return session.report
+    with _running(plan, watch) as running:
+        measures, timings = invert(plan, running.backbone, output, watch=running.watch)
+        running.timings |= timings
+        running.report.measures = measures
+        running.report.outputs.append(output)
+    return running.report
 
 
 def edit(plan: EditPlan, backbone: Backbone, *, watch: Watch, beside: Path) -> Edited:
@@ -215,6 +215,7 @@ class _Work:
         if float(self.sigmas[-1]) != 0:
             raise VgenError(f'The schedule of "{backbone.checkpoint.name}" does not end at 0, as an inversion begins.')
         self._evaluations = 0
+        self._round_trips: list[float] = []
 
     def encode_prompts(self) -> None:
         """Make the velocities of both prompts."""
@@ -270,8 +271,10 @@ class _Work:
             self._say_store(needed, method.store)
         store = sharing.STORES[method.store](self.beside)
         if number is not None and schedule.num_features:
+            wanted = {sharing.label(key) for key in schedule.read if key is not None}
             for name, value in self._file_features(number):
-                store.put(name, value)
+                if name.rpartition("-")[0] in wanted:
+                    store.put(name, value)
         return sharing.Sharing(found, schedule, store)
 
     def invert(self, data: Tensor, sharing: Sharing) -> Tensor:
@@ -295,7 +298,8 @@ class _Work:
             back = method.solve(self.source_flow(), noise, self.sigmas, on_step=self.watch.on_step)
             self._count("round trip")
             ours, best = (self.backbone.decode(latents, self.shot)[0] for latents in (back, data))
-            self._mean("reconstruction_psnr", fidelity.psnr(ours, best))
+            self._round_trips.append(fidelity.psnr(ours, best))
+            self.measures["reconstruction_psnr"] = round(sum(self._round_trips) / len(self._round_trips), 3)
 
     def edit(self, number: int, window: Any) -> _Part:
         """Return the edit of a window."""
@@ -396,12 +400,6 @@ class _Work:
         counts[what] = counts.get(what, 0) + self._evaluations
         self._evaluations = 0
 
-    def _mean(self, name: str, value: float) -> None:
-        """Note a number of each window as their mean."""
-        values = self.__dict__.setdefault(f"_{name}", [])
-        values.append(value)
-        self.measures[name] = round(sum(values) / len(values), 3)
-
     def _say_store(self, needed: int, kind: str) -> None:
         from vgen.hub import readable
 
@@ -445,7 +443,7 @@ class _Work:
                     yield name.removeprefix(prefix), file.get_tensor(name)
 
 
-class _Session:
+class _Run:
     """A run: its model, its output, its account."""
 
     def __init__(self, plan: EditPlan, watch: Watch) -> None:
@@ -521,14 +519,14 @@ class _Session:
 
 
 @contextmanager
-def _session(plan: EditPlan, watch: Watch) -> Iterator[_Session]:
+def _running(plan: EditPlan, watch: Watch) -> Iterator[_Run]:
     """Yield a run, and account for it when it is done."""
     begin = time.perf_counter()
-    session = _Session(plan, watch)
-    yield session
-    session.report.timings = {**session.timings, "total": time.perf_counter() - begin}
-    session.report.peak_memory_mb = runtime.peak_ram_mb()
-    session.report.peak_vram_mb = runtime.peak_vram_mb(session.backbone.runtime)
+    running = _Run(plan, watch)
+    yield running
+    running.report.timings = {**running.timings, "total": time.perf_counter() - begin}
+    running.report.peak_memory_mb = runtime.peak_ram_mb()
+    running.report.peak_vram_mb = runtime.peak_vram_mb(running.backbone.runtime)
 
 
 def _maps(plan: EditPlan, view: Tensor) -> Callable[[int], Tensor]:

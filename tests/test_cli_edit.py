@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from tests import tiny_cogvideox, tiny_hunyuan_video, tiny_ltx_video
 from vgen import cli, manifest, video
 from vgen.editing import footage
 
@@ -137,12 +138,15 @@ def test_an_inversion_serves_several_edits(model: tuple[str, ...]) -> None:
     assert reused["measures"]["reconstruction_psnr"] == direct["measures"]["reconstruction_psnr"]
     assert "inversion" not in reused["measures"]["evaluations"]
     assert reused["measures"]["store_hit_rate"] == 1
-    made("edit", "clip.mp4", "--noise", "noise.safetensors", "--target", "a ball", "--inject", "0", "-o", "other.png")
+    fewer = made(
+        "edit", "clip.mp4", "--noise", "noise.safetensors", "--target", "a ball", "--inject", "1", "-o", "o.png"
+    )
+    assert fewer["measures"]["store_bytes"] == reused["measures"]["store_bytes"] / 2
 
     reuse = ("--noise", "noise.safetensors", "--target", "a blue cube", "-o", "refused.mp4")
     assert "was made with num inference steps 4, and 5 is given" in refused("edit", "clip.mp4", *reuse, "--steps", "5")
     assert "holds V of 2 steps" in refused("edit", "clip.mp4", *reuse, "--inject", "3")
-    assert "takes no noise" not in refused("edit", "clip.mp4", *reuse, "--method", "flowedit")
+    assert "was made with method rf-solver" in refused("edit", "clip.mp4", *reuse, "--method", "flowedit")
     assert "the noise of another clip" in refused("edit", "direct.png", *reuse)
     Path("broken.safetensors").write_bytes(Path("noise.safetensors").read_bytes()[:100])
     result = vgen("edit", "clip.mp4", "--noise", "broken.safetensors", "--target", "a cube")
@@ -227,6 +231,26 @@ def test_models_that_cannot_edit_are_refused_with_the_reason(name: str, reason: 
     found = [known for known in checkpoints.names() if known.startswith(name)]
     assert found
     assert reason in refused("edit", "clip.mp4", "--target", "a cube", "--model", found[0])
+
+
+@pytest.mark.parametrize(
+    ("family", "size"),
+    [
+        (tiny_hunyuan_video, ("--width", "48", "--height", "32", "--frames", "9")),
+        (tiny_ltx_video, ("--width", "96", "--height", "64", "--frames", "9")),
+        (tiny_cogvideox, ("--width", "64", "--height", "48", "--frames", "9")),
+    ],
+)
+def test_other_families_edit_by_the_same_code(tmp_path: Path, family: Any, size: tuple[str, ...]) -> None:
+    model = ("--model", str(family.build(tmp_path / "model")), *size)
+    method = ("--method", "fireflow:store=disk,begin=0.5", "--inject", "2", "--mask", "auto")
+    report = made("edit", "clip.mp4", *EDIT, *model, *method, "-o", "out.mp4")
+    assert report["measures"]["store_hit_rate"] == 1
+    assert report["measures"]["store_bytes"] > 0
+    assert report["measures"]["reconstruction_psnr"] > 10
+    assert footage.read(Path("out.mp4")).frames.shape == (8, 38, 50, 3)
+    # The folder of the features is gone.
+    assert sorted(path.name for path in Path().iterdir()) == ["clip.mp4", "model", "out.mp4", "out.mp4.json"]
 
 
 def test_sdedit_does_not_invert() -> None:

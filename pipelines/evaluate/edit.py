@@ -86,8 +86,8 @@ def pairs(count: int) -> list[Pair]:
     return [_changed(clip, attribute, rng) for clip, attribute in zip(solids[:count], attributes, strict=False)]
 
 
-# Actions in which a subject stays in sight wherever it begins.
-IN_PLACE = ("stays", "jumps", "circles", "spins", "rises", "falls")
+# Actions in which a subject stays in sight wherever it begins, and that are seen of every solid.
+IN_PLACE = ("jumps", "circles", "rises", "falls")
 # What an edit changes: the values to choose from, and the clip with another one.
 CHANGES: dict[str, tuple[Sequence[str], Callable[[Clip, str], Clip]]] = {
     "colour": (tuple(COLOURS), lambda clip, value: _with_subject(clip, colour=value)),

@@ -59,7 +59,7 @@ def difference(source: Velocity, target: Velocity, data: Tensor, noise: Callable
         for _ in range(DRAWS):
             noisy = (1 - sigma) * data + sigma * noise()
             total += (target(noisy, sigma) - source(noisy, sigma)).square().mean(1)[0].sqrt()
-    smooth = nn.functional.avg_pool3d(total[None], (1, 3, 3), stride=1, padding=(0, 1, 1), count_include_pad=False)[0]
+    smooth = nn.functional.avg_pool2d(total[:, None], 3, stride=1, padding=1, count_include_pad=False)[:, 0]
     # What differs everywhere, as a little always does, is no place.
     smooth = smooth - smooth.median()
     return (smooth / smooth.flatten().quantile(0.99).clamp(min=1e-6)).clamp(0, 1)

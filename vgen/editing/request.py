@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -187,12 +188,14 @@ def _begun(request: EditRequest) -> EditRequest:
     # Which clip it is tells its content, not its name.
     for name in FIXED[1:]:
         asked, was = getattr(request, name), getattr(made, name)
+        if name == "model" and asked is not None:
+            asked = _model(resolve(asked))
         if asked is not None and asked != was:
             raise UsageError(
                 f"{request.noise} was made with {name.replace('_', ' ')} {was}, and {asked} is given.",
                 tip="leave it out, or invert the clip again.",
             )
-    if _content(request.video) != read_inversion(request.noise)["video_sha256"]:
+    if content(request.video) != read_inversion(request.noise)["video_sha256"]:
         raise UsageError(f"{request.noise} is the noise of another clip than {request.video}.", tip="invert this one.")
     most = made.inject or 0
     if (request.inject or 0) > most:
@@ -206,12 +209,6 @@ def _begun(request: EditRequest) -> EditRequest:
 
 def content(path: Path) -> str:
     """Return the sha256 of a clip: of a file, or of the names and sha256 of a folder's files."""
-    return _content(path)
-
-
-def _content(path: Path) -> str:
-    import hashlib
-
     if not path.is_dir():
         if not path.is_file():
             raise UsageError(f"There is no video {path}.", tip="check the path.")
@@ -341,7 +338,7 @@ def _fitted(
         request,
         video=request.video.resolve(),
         negative_prompt=shown.negative_prompt,
-        model=str(checkpoint.folder) if checkpoint.source == "folder" else checkpoint.anchored_name,
+        model=_model(checkpoint),
         seed=shown.seed,
         method=_given(request.method, METHOD),
         num_inference_steps=shown.num_inference_steps,
@@ -423,6 +420,11 @@ def _window(request: EditRequest, checkpoint: Checkpoint, count: int, notes: lis
             f"An overlap of {overlap} frames leaves nothing new in {window}.", tip=f"choose from 0 to {window - 1}."
         )
     return window, overlap
+
+
+def _model(checkpoint: Checkpoint) -> str:
+    """Return the name of a checkpoint that means the same from any folder on any day."""
+    return str(checkpoint.folder) if checkpoint.source == "folder" else checkpoint.anchored_name
 
 
 def _given(value: Any, default: Any) -> Any:

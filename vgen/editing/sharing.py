@@ -75,6 +75,11 @@ def schedule(solver: Sampler, sigmas: Tensor, *, num_steps: int, by: str) -> Sch
     return Schedule(store=tuple(passed), after=tuple(missing), read=tuple(reading))
 
 
+def label(key: Key) -> str:
+    """Return what the names of an evaluation's features begin with."""
+    return f"{key[0]:.{SAME_SIGMA}g}-{key[1]}"
+
+
 def sites(backbone: Backbone, begin: float, end: float) -> dict[str, nn.Module]:
     """Return the projections that make V in the blocks from depth `begin` to `end`, shares of all, by name.
 
@@ -235,7 +240,7 @@ class Sharing:
     def _attached(self, key: Key, *, storing: bool) -> Iterator[None]:
         with ExitStack() as stack:
             for name, projection in self.sites.items():
-                entry = f"{key[0]:.{SAME_SIGMA}g}-{key[1]}-{name.removesuffix('.2')}"
+                entry = f"{label(key)}-{name.removesuffix('.2')}"
                 hook = partial(self._store if storing else self._read, entry)
                 stack.callback(projection.register_forward_hook(hook).remove)
             yield
