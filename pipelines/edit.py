@@ -406,10 +406,11 @@ class _Work:
         self.measures["store_bytes"] = needed
         place = {"ram": "main memory", "half": "main memory, in half precision", "disk": f"files in {self.beside}"}
         self.watch.on_note(f"V of {self.plan.inject} steps takes {readable(needed)} of {place[kind]}.")
-        if kind != "disk" and needed > SAFE_SHARE * runtime.free_ram():
+        free = runtime.memory("cpu").free
+        if kind != "disk" and needed > SAFE_SHARE * free:
             name = (self.plan.request.method or "").partition(":")[0]
             raise VgenError(
-                f"V of {self.plan.inject} steps takes {readable(needed)}; {readable(runtime.free_ram())} are free.",
+                f"V of {self.plan.inject} steps takes {readable(needed)}; {readable(free)} are free.",
                 tip=f"use fewer steps of --inject, or --method {name}:store=half or {name}:store=disk.",
             )
 

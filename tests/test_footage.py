@@ -13,6 +13,7 @@ from PIL import Image
 
 from vgen.editing import footage
 from vgen.errors import UsageError
+from vgen.runtime import Memory
 
 PICTURE = ["-f", "lavfi", "-i", "testsrc=size=48x32:rate=12:duration=1"]
 TONE = ["-f", "lavfi", "-i", "sine=frequency=440:duration=1"]
@@ -109,7 +110,7 @@ def test_without_a_picture_there_is_a_reason(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_into_memory_is_refused(clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vgen.runtime.free_ram", lambda: 100_000)
+    monkeypatch.setattr("vgen.runtime.memory", lambda device: Memory(device=device, total=10**9, free=100_000))
     with pytest.raises(UsageError, match="does not fit into memory"):
         footage.read(clips[".mp4"])
 

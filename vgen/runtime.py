@@ -273,14 +273,6 @@ def peak_ram_mb() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def free_ram() -> int:
-    """Return how many bytes of main memory can be taken without swapping."""
-    import psutil
-
-    available: int = psutil.virtual_memory().available
-    return available
-
-
 def peak_vram_mb(runtime: Runtime) -> float:
     """Return the most GPU memory that torch has held for tensors so far, in MiB; 0 without a CUDA GPU."""
     import torch

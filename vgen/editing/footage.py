@@ -320,7 +320,7 @@ def _opaque(frames: np.ndarray) -> tuple[Frames, bool]:
 
 
 def _check_memory(path: Path, num_bytes: int) -> None:
-    if num_bytes > SHARE_OF_MEMORY * runtime.free_ram():
+    if num_bytes > SHARE_OF_MEMORY * runtime.memory("cpu").free:
         raise UsageError(
             f"{path} does not fit into memory: its frames take more than {num_bytes / 1e9:.1f} GB.",
             tip="edit a part of it with --start and --seconds, or a smaller version.",
