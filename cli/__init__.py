@@ -18,6 +18,8 @@ from vgen.errors import UsageError, VgenError, did_you_mean
 COMMANDS = {
     "generate": "vgen.cli.generate",
     "decode": "vgen.cli.decode",
+    "edit": "vgen.cli.edit",
+    "invert": "vgen.cli.invert",
     "doctor": "vgen.cli.doctor",
     "eval": "vgen.cli.eval",
     "info": "vgen.cli.info",

@@ -23,6 +23,8 @@ generate [dim]videos from prompts[/dim]
 
 known-frames [dim]{", ".join(TASKS["known-frames"].parts)}[/dim]
 
+edit [dim]{", ".join(TASKS["edit"].parts)}[/dim]
+
 [bold]Examples[/bold]
 
 vgen eval --prompts 20 [dim]a first impression[/dim]
@@ -30,6 +32,8 @@ vgen eval --prompts 20 [dim]a first impression[/dim]
 vgen eval --model my-toyland --prompts 130 -o outputs/my-score --format json
 
 vgen eval known-frames --prompts 4 --only image --only region
+
+vgen eval edit --prompts 50 --only flowedit --only sdedit
 
 [dim]A run that was stopped goes on: the same command makes only the videos that are not there yet.[/dim]
 """

@@ -168,7 +168,7 @@ def generate(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="euler, heun, dpm++, lcm or native; options as in name:key=value.",
+            help="euler, heun, dpm++, rf-solver, fireflow, lcm or native; options as in name:key=value.",
             rich_help_panel=HOW,
             metavar="NAME",
         ),

@@ -17,8 +17,12 @@ from vgen.pipelines.run import Job, Watch
 DOING = {
     "load": "Loading the model",
     "encode": "Reading the prompt",
+    "mask": "Finding what the prompts differ in",
+    "invert": "Inverting",
+    "check": "Going back, to measure the inversion",
     "denoise": "Denoising",
     "decode": "Decoding",
+    "measure": "Measuring",
     "write": "Writing",
 }
 

@@ -41,13 +41,15 @@ class Job:
     """One video to make and where to; `line` is the line of the prompt file that asks for it.
 
     With `source`, which returns frames uint8 [F, H, W, 3], nothing is generated: the video is what the model's VAE
-    leaves of those frames. What `measure` returns of the video goes into its manifest.
+    leaves of those frames. With `make`, the loaded model makes it in another way than from the prompt. What `measure`
+    returns of the video goes into its manifest.
     """
 
     plan: Plan
     output: Path
     line: int | None = None
     source: Callable[[], Frames] | None = None
+    make: Callable[[Plan, Backbone, Watch], Generation] | None = None
     measure: Callable[[Generation, Backbone], dict[str, float]] | None = None
 
 
@@ -144,6 +146,9 @@ class _Run:
                 self.shared.fit(job.plan.num_frames, job.plan.height, job.plan.width)
             if job.source is not None:
                 self.write(job, text_to_video.rebuild(job.plan, job.source(), backbone, on_stage=self.on_stage))
+                return
+            if job.make is not None:
+                self.write(job, job.make(job.plan, backbone, self.watch))
                 return
             generation = text_to_video.generate(
                 job.plan,
@@ -255,7 +260,7 @@ class _Run:
         files.write_text(manifest.sidecar(job.output), json.dumps(made, indent=2) + "\n")
         self.report.made.append(job)
         for stage, seconds in (*generation.timings.items(), ("write", time.perf_counter() - start)):
-            self.report.timings[stage] += seconds
+            self.report.timings[stage] = self.report.timings.get(stage, 0.0) + seconds
 
     def performance(self, generation: Generation) -> dict[str, Any]:
         """Return what was chosen for the machine and why, and what a cache has skipped, for the manifest."""

@@ -42,8 +42,8 @@ class Generation:
     """A finished video, its latents, the seconds that each stage took, and the sound of a model that makes one.
 
     frames uint8 [F, H, W, 3]; latents float32 [N, C, T, h, w] on the CPU, one for each window of the video; `windows`
-    are what these decode to, before anything that was given is put back; `skipped` is
-    what a cache has saved.
+    are what these decode to, before anything that was given is put back; `skipped` is what a cache has saved, and
+    `facts` are what its maker measured.
     """
 
     frames: np.ndarray
@@ -52,6 +52,7 @@ class Generation:
     timings: dict[str, float]
     sound: Sound | None = None
     skipped: Skipped | None = None
+    facts: dict[str, float] = field(default_factory=dict)
 
 
 def generate(
@@ -71,9 +72,9 @@ def generate(
     """
     import torch
 
-    stages = _Stages(backbone, on_stage)
+    stages = Stages(backbone, on_stage)
     sampler = options.parse(plan.sampler, SAMPLERS, what="sampler")
-    for warning in _prompt_warnings(plan, backbone):
+    for warning in prompt_warnings(plan, backbone):
         on_warning(warning)
 
     used = given.of(plan)
@@ -83,7 +84,7 @@ def generate(
     skipped: Skipped | None = None
     with torch.inference_mode():
         with stages("encode"):
-            shot = _shot(plan)
+            shot = shot_of(plan)
             images = _given_images(plan, on_warning) if used is None else None
             (text,) = backbone.encode_prompt([plan.prompt], images)
             (negative,) = backbone.encode_prompt([plan.negative_prompt]) if plan.cfg_scale > 1 else (None,)
@@ -107,7 +108,7 @@ def generate(
                     image=image.inputs,
                     guidance_scale=plan.embedded_guidance_scale,
                 )
-                flow = classifier_free(velocity, text, negative, _guidance_scale(plan, backbone), cached.branch)
+                flow = classifier_free(velocity, text, negative, guidance_scale_of(plan, backbone), cached.branch)
                 if known is not None:
                     flow = known.held(flow) if by_timestep else known.reinjected(flow, noise)
                 sigmas = _sigmas(plan, backbone, shot)
@@ -151,9 +152,9 @@ def decode_latents(path: Path, backbone: Backbone, *, on_stage: OnStage | None =
 
     latents, request = load_latents(path)
     plan = planned(request, backbone.checkpoint)
-    shot = _shot(plan)
+    shot = shot_of(plan)
     used = given.of(plan)
-    stages = _Stages(backbone, on_stage)
+    stages = Stages(backbone, on_stage)
     with torch.inference_mode(), stages("decode"):
         windows = [latents[i : i + 1].to(backbone.runtime.device) for i in range(len(latents))]
         made = [backbone.decode(window, shot)[0].cpu().numpy() for window in windows]
@@ -166,12 +167,12 @@ def rebuild(plan: Plan, frames: np.ndarray, backbone: Backbone, *, on_stage: OnS
     """Return what the VAE leaves of frames uint8 [F, H, W, 3]: the best that a model could make of a plan."""
     import torch
 
-    stages = _Stages(backbone, on_stage)
+    stages = Stages(backbone, on_stage)
     with torch.inference_mode():
         with stages("encode"):
             latents = backbone.encode_frames(torch.tensor(frames)[None])
         with stages("decode"):
-            rebuilt = backbone.decode(latents, _shot(plan))[0].cpu().numpy()
+            rebuilt = backbone.decode(latents, shot_of(plan))[0].cpu().numpy()
     return Generation(frames=rebuilt, latents=latents.cpu(), windows=[rebuilt], timings=stages.timings)
 
 
@@ -212,7 +213,7 @@ def load_latents(path: Path) -> tuple[Tensor, GenerateRequest]:
 
 
 @dataclass
-class _Stages:
+class Stages:
     """Announces stages as they change and measures them in wall seconds."""
 
     backbone: Backbone
@@ -231,7 +232,8 @@ class _Stages:
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
 
 
-def _shot(plan: Plan) -> Shot:
+def shot_of(plan: Plan) -> Shot:
+    """Return what a plan says of the video to be made."""
     return Shot(
         num_frames=plan.num_frames,
         height=plan.height,
@@ -269,14 +271,16 @@ def _sigmas(plan: Plan, backbone: Backbone, shot: Shot) -> Tensor:
     return backbone.sigmas(plan.num_inference_steps, shot)
 
 
-def _guidance_scale(plan: Plan, backbone: Backbone) -> float | Callable[[Tensor], float]:
+def guidance_scale_of(plan: Plan, backbone: Backbone) -> float | Callable[[Tensor], float]:
+    """Return the scale of classifier-free guidance, by sigma where a second transformer has its own."""
     second = plan.guidance_scale_2
     if second is None:
         return plan.cfg_scale
     return lambda sigma: second if backbone.is_below_boundary(sigma) else plan.cfg_scale
 
 
-def _prompt_warnings(plan: Plan, backbone: Backbone) -> list[str]:
+def prompt_warnings(plan: Plan, backbone: Backbone) -> list[str]:
+    """Return what the user should know of how the model reads a prompt."""
     warnings = []
     if unknown := backbone.unknown_words(plan.prompt):
         words = ", ".join(f'"{word}"' for word in unknown)

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from vgen import cli, video
 from vgen.conditioning import given
-from vgen.pipelines.evaluate import known_frames, scores
+from vgen.pipelines.evaluate import edit, known_frames, scores, trials
 from vgen.pipelines.evaluate.trials import Evaluation
-from vgen.toyland.prompts import ATTRIBUTES, held_out, truth
+from vgen.toyland.prompts import ATTRIBUTES, Prompt, held_out, truth
 
 
 class Said(dict[str, str]):
@@ -144,3 +144,60 @@ def asked(folder: Path, model: str, **changes: Any) -> Evaluation:
     return Evaluation(
         task="known-frames", folder=folder, num_prompts=2, seed=0, model=model, given=given_fields, **changes
     )
+
+
+def test_pairs_differ_in_one_attribute_and_its_words() -> None:
+    found = edit.pairs(8)
+    assert [pair.attribute for pair in found] == 2 * ["colour", "shape", "scene", "action"]
+    for pair in found:
+        one, other = truth(pair.source), truth(pair.target)
+        assert [name for name in ATTRIBUTES if one[name] != other[name]] == [pair.attribute]
+        assert pair.prompts[0] != pair.prompts[1]
+        assert len(set(pair.prompts[0].split()) - set(pair.prompts[1].split())) <= 4
+
+
+def test_true_edits_are_judged_right_and_clips_left_alone_wrong(tmp_path: Path) -> None:
+    asked = Evaluation(
+        task="edit", folder=tmp_path, num_prompts=4, seed=0, model="toyland", given={}, only=("sdedit",)
+    )
+    found = edit.trials(asked)
+    for trial, pair in zip(found, edit.pairs(4), strict=True):
+        for job, clip in ((trial.made["sdedit"], pair.target), (trial.real, pair.source)):
+            job.output.parent.mkdir(parents=True, exist_ok=True)
+            frames = trials.rendered(Prompt(text="", clip=clip), job.plan)
+            measured = {"evaluations": 50.0, "seconds": 1.0}
+            request = {"request": job.plan.to_dict(), "checkpoint": {}, "versions": {}}
+            video.save(frames, job.output, fps=8, manifest={**request, "measured": measured})
+    scores_ = edit.read(found).scores
+    made, unedited = scores_["edits"]["sdedit"], scores_["unedited"]
+    assert made["success"] == made["track"] == 1
+    assert made["success"] > unedited["success"] == 0
+    assert made["kept_db"] > 25
+    assert (made["evals"], made["seconds"]) == (50, 1)
+    # All is kept of a clip that was left alone, but for what the file's compression loses.
+    assert unedited["kept_db"] > 35
+
+
+def test_edits_are_made_and_scored(tiny_expanded: Path, tmp_path: Path) -> None:
+    command = ["eval", "edit", "--model", str(tiny_expanded), "-n", "2", "--steps", "3", "-o", str(tmp_path / "score")]
+    command += ["--only", "flowedit", "--only", "rf-edit-mask", "--device", "cpu", "--dtype", "float32"]
+    result = CliRunner().invoke(cli.app, [*command, "--format", "json"])
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    flow, shared = report["edits"]["flowedit"], report["edits"]["rf-edit-mask"]
+    # Of 3 steps FlowEdit takes 2, with a velocity of the source and two of the guided target each.
+    assert flow["evals"] == 6
+    assert "trip_db" not in flow
+    # Two evaluations a step there, twice that back with guidance, and both prompts' for the mask.
+    assert shared["evals"] == 6 + 12 + 8
+    assert shared["trip_db"] > 10
+    assert set(shared["by"]) == {"colour", "shape"}
+    again = CliRunner().invoke(cli.app, command)
+    assert [line.split()[0] for line in again.stdout.splitlines()[1:5]] == [
+        "flowedit",
+        "rf-edit-mask",
+        "ceiling",
+        "unedited",
+    ]
+    wrong = CliRunner().invoke(cli.app, ["eval", "edit", "--only", "flow-edit"])
+    assert wrong.exit_code == 2 and 'Did you mean "flowedit"' in wrong.stderr

@@ -95,7 +95,7 @@ def test_cells_are_known_by_whole_tokens(tiny_expanded: Path) -> None:
     known = np.ones((9, 32, 48), bool)
     known[2, 3, 30] = False
     with torch.inference_mode():
-        found = Canvas(frames=moving(9), known=known).encode(backbone, text_to_video._shot(made))
+        found = Canvas(frames=moving(9), known=known).encode(backbone, text_to_video.shot_of(made))
     assert found.latents.shape == (1, 16, 3, 4, 6)
     expected = torch.ones(1, 1, 3, 4, 6, dtype=torch.bool)
     expected[0, 0, 1, 0:2, 2:4] = False
@@ -281,7 +281,7 @@ def test_pictures_come_back_as_the_vae_has_them() -> None:
     with torch.inference_mode():
         for frame in (0, 8, 16):
             still = torch.from_numpy(truth[frame]).expand(1, 17, -1, -1, -1)
-            decoded = backbone.decode(backbone.encode_frames(still), text_to_video._shot(made))[0, frame].numpy()
+            decoded = backbone.decode(backbone.encode_frames(still), text_to_video.shot_of(made))[0, frame].numpy()
             # Not the same, because the decoder sees the frames before. Without the pictures there are 13 dB.
             assert psnr(frames[frame], decoded) > 35, frame
 

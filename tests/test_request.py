@@ -75,7 +75,7 @@ def test_seeds_are_drawn_anew() -> None:
         (
             {"sampler": "eular"},
             'no sampler "eular". Did you mean "euler"?',
-            "choose one of: euler, heun, dpm++, lcm, native.",
+            "choose one of: euler, heun, dpm++, rf-solver, fireflow, lcm, native.",
         ),
         ({"sampler": "heun:x=1"}, 'The sampler "heun" has no option "x"', 'it takes no options: write "heun".'),
         ({"device": "gpu"}, 'no device "gpu"', "choose one of"),

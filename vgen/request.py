@@ -73,7 +73,7 @@ class GenerateRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the request as values that JSON can hold."""
-        return {field.name: _json_safe(getattr(self, field.name)) for field in fields(self)}
+        return {field.name: json_safe(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GenerateRequest:
@@ -87,7 +87,7 @@ class GenerateRequest:
             raise UsageError(f'A request has no field "{unknown[0]}".', tip=f"its fields are: {', '.join(known)}.")
         if "prompt" not in values:
             raise UsageError("The request has no prompt.", tip='give it one: {"prompt": "..."}.')
-        return cls(**{key: _from_json(key, known[key], value) for key, value in values.items()})
+        return cls(**{key: from_json(key, known[key], value) for key, value in values.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as values that JSON can hold and `GenerateRequest.from_dict` reads."""
         left_out = ("checkpoint", "settings", "notes")
-        return {f.name: _json_safe(getattr(self, f.name)) for f in fields(self) if f.name not in left_out}
+        return {f.name: json_safe(getattr(self, f.name)) for f in fields(self) if f.name not in left_out}
 
 
 def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
@@ -512,14 +512,15 @@ def _given(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-def _json_safe(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
+    """Return a field's value as JSON can hold it."""
     if isinstance(value, tuple):
         return list(value)
     return str(value) if isinstance(value, Path) else value
 
 
-def _from_json(key: str, declared: str, value: Any) -> Any:
-    """Check a JSON value against a field's declared type ("int | None") and convert where JSON has no such type."""
+def from_json(key: str, declared: str, value: Any) -> Any:
+    """Return a JSON value as a field's declared type ("int | None") has it; raise `UsageError` for another type."""
     expected = declared.removesuffix(" | None")
     if value is None and declared != expected:
         return None

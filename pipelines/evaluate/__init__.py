@@ -8,11 +8,11 @@ from typing import Any
 
 from vgen import files, manifest
 from vgen.pipelines import run
-from vgen.pipelines.evaluate import generate, known_frames
+from vgen.pipelines.evaluate import edit, generate, known_frames
 from vgen.pipelines.evaluate.trials import SETTINGS, Evaluation, Findings, Task, Trial
 from vgen.pipelines.run import Job, Report, Watch
 
-TASKS: dict[str, Task] = {"generate": generate.TASK, "known-frames": known_frames.TASK}
+TASKS: dict[str, Task] = {"generate": generate.TASK, "known-frames": known_frames.TASK, "edit": edit.TASK}
 REPORT, SHEET = "report.json", "sheet.png"
 SHEET_ROWS = 24
 

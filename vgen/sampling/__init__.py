@@ -9,15 +9,25 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vgen.sampling.dpmpp import dpmpp_2m
 from vgen.sampling.euler import euler
+from vgen.sampling.fireflow import fireflow
 from vgen.sampling.flow import Sampler, Scheduler
 from vgen.sampling.heun import heun
 from vgen.sampling.lcm import lcm
 from vgen.sampling.native import native
+from vgen.sampling.rf_solver import rf_solver
 
 if TYPE_CHECKING:
     from torch import Generator
 
-SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun, "dpm++": dpmpp_2m, "lcm": lcm, "native": native}
+SAMPLERS: dict[str, Sampler] = {
+    "euler": euler,
+    "heun": heun,
+    "dpm++": dpmpp_2m,
+    "rf-solver": rf_solver,
+    "fireflow": fireflow,
+    "lcm": lcm,
+    "native": native,
+}
 
 
 def bind(sampler: Sampler, scheduler: Callable[[], Scheduler], generator: Generator) -> Sampler:

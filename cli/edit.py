@@ -1,0 +1,176 @@
+"""`vgen edit`: a clip, changed as a prompt says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vgen import manifest, outputs
+from vgen.cli import edits, progress
+from vgen.cli.progress import say
+from vgen.cli.results import Format
+from vgen.editing.request import plan as planned
+from vgen.errors import UsageError
+
+app = typer.Typer(add_completion=False)
+
+EPILOG = """
+[bold]Examples[/bold]
+
+vgen edit clip.mp4 --source "a red ball moves right on grass" --target "a blue cube moves right on grass" -o out.mp4
+
+vgen edit clip.mov --target "a snowy night" --mask auto --compare [dim]and a video of both, side by side[/dim]
+
+vgen edit clip.mp4 --source "..." --target "..." --method rf-solver --inject 3 --mask mask.png
+
+vgen invert clip.mp4 --source "..." -o noise.safetensors [dim]once, then as many edits as wanted:[/dim]
+
+vgen edit clip.mp4 --noise noise.safetensors --target "..." -o one.mp4
+
+vgen edit --from out.mp4 --guidance-scale 5 [dim]the same with one thing changed[/dim]
+"""
+
+WHAT, HOW, OUTPUT = edits.WHAT, edits.HOW, edits.OUTPUT
+
+
+@app.command(epilog=EPILOG)
+def edit(
+    clip: Annotated[
+        Path | None,
+        typer.Argument(help="A video (mp4, mov, webm, mkv, gif) or a folder of pictures.", show_default=False),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="What the edited clip shows.", rich_help_panel=WHAT, show_default=False)
+    ] = None,
+    source: edits.Source = None,
+    negative: Annotated[str | None, typer.Option(help="What it does not show.", rich_help_panel=WHAT)] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to edit: a picture or a video, white there; auto, where the two prompts disagree; or none. "
+            "[dim]Default: none[/dim]",
+            rich_help_panel=WHAT,
+            metavar="auto|none|FILE",
+        ),
+    ] = None,
+    border: Annotated[
+        int | None,
+        typer.Option(help="Pixels over which a mask fades out. [dim]Default: 8[/dim]", rich_help_panel=WHAT),
+    ] = None,
+    noise: Annotated[
+        Path | None,
+        typer.Option(help="What vgen invert wrote for this clip: the inversion is left out.", rich_help_panel=WHAT),
+    ] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="A video that vgen edit made, or its .json: run it again. Other options change what they name.",
+            rich_help_panel=WHAT,
+            metavar="FILE",
+        ),
+    ] = None,
+    model: edits.Model = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="euler, rf-solver, fireflow, flowedit or sdedit; options as in rf-solver:begin=0.5,share=time. "
+            "[dim]Default: rf-solver[/dim]",
+            rich_help_panel=HOW,
+            metavar="NAME",
+        ),
+    ] = None,
+    steps: edits.Steps = None,
+    strength: edits.Strength = None,
+    inject: edits.Inject = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How strictly to follow the target.", rich_help_panel=HOW)
+    ] = None,
+    true_cfg_scale: Annotated[
+        float | None,
+        typer.Option(
+            help="The same by the negative prompt, where the model takes the other as an input.", hidden=True
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Of flowedit's, sdedit's and an automatic mask's noise.", rich_help_panel=HOW),
+    ] = None,
+    start: edits.Start = None,
+    seconds: edits.Seconds = None,
+    fit: edits.Fit = None,
+    width: edits.Width = None,
+    height: edits.Height = None,
+    frames: edits.Frames = None,
+    overlap: edits.Overlap = None,
+    fps: edits.Fps = None,
+    device: edits.Device = None,
+    dtype: edits.Dtype = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A file ending in .mp4, .webm, .gif or .png (a folder of frames), or a folder. "
+            "[dim]Default: outputs/[/dim]",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="A video of the clip and its edit side by side.", rich_help_panel=OUTPUT)
+    ] = False,
+    force: edits.Force = False,
+    dry_run: edits.DryRun = False,
+    form: edits.Form = Format.text,
+) -> None:
+    """Change a clip as a prompt says, and leave the rest of it as it is."""
+    given: dict[str, Any] = {
+        "video": clip,
+        "target": target,
+        "source": source,
+        "negative_prompt": negative,
+        "mask": mask,
+        "border": border,
+        "noise": noise,
+        "model": model,
+        "method": method,
+        "num_inference_steps": steps,
+        "strength": strength,
+        "inject": inject,
+        "guidance_scale": guidance_scale,
+        "true_cfg_scale": true_cfg_scale,
+        "seed": seed,
+        "start": start,
+        "seconds": seconds,
+        "fit": fit,
+        "width": width,
+        "height": height,
+        "num_frames": frames,
+        "overlap": overlap,
+        "fps": fps,
+        "device": device,
+        "dtype": dtype,
+    }
+    request, made_by = edits.request({name: value for name, value in given.items() if value is not None}, from_)
+    if request.target is None:
+        raise UsageError("There is no target prompt.", tip='say what the edited clip shows: --target "a blue cube".')
+    plan = planned(request)
+    path = edits.output_path(output, plan)
+    for note in plan.notes:
+        say(note)
+    if made_by is not None:
+        for found in manifest.differences(made_by, plan.shown.checkpoint):
+            say(f"Warning: {found}")
+    edits.check(path, compare=compare, force=force)
+    if dry_run:
+        edits.show_plan(plan, path, form)
+        return
+    outputs.prepare_folder(path)
+    from vgen.pipelines import edit as pipeline
+
+    with progress.shown(1) as watch:
+        report = pipeline.run(plan, path, watch=watch, compare=compare)
+    edits.show_report(report, form)

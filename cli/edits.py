@@ -1,0 +1,172 @@
+"""What `vgen edit` and `vgen invert` share: options, the request, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+from vgen import batch, manifest, naming, outputs
+from vgen.cli import results
+from vgen.cli.results import Format
+from vgen.editing.request import EditPlan, EditRequest
+from vgen.errors import UsageError, VgenError
+from vgen.manifest import Manifest
+
+if TYPE_CHECKING:
+    from vgen.pipelines.edit import Report
+
+WHAT, HOW, FIT = "What to change", "How to change it", "What the model sees of the clip"
+MACHINE, OUTPUT = "Machine", "Output"
+
+Source: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="What the clip shows. [dim]Default: nothing is said of it[/dim]", rich_help_panel=WHAT, show_default=False
+    ),
+]
+Model: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="A name that vgen knows, a folder in diffusers layout, or a hub id. [dim]Default: toyland[/dim]",
+        rich_help_panel=HOW,
+        metavar="NAME|FOLDER|ID",
+    ),
+]
+Steps: TypeAlias = Annotated[
+    int | None, typer.Option(help="Steps of the whole way; the same there and back.", rich_help_panel=HOW)
+]
+Strength: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        help="How much of the way to noise is gone, from 0 to 1: less keeps more. [dim]Default: the method's[/dim]",
+        rich_help_panel=HOW,
+    ),
+]
+Inject: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        help="Steps in which V of self-attention is the source's: more keeps more. [dim]Default: 0[/dim]",
+        rich_help_panel=HOW,
+    ),
+]
+Start: TypeAlias = Annotated[float | None, typer.Option(help="Begin at this second.", rich_help_panel=FIT)]
+Seconds: TypeAlias = Annotated[float | None, typer.Option(help="Take so much of the clip.", rich_help_panel=FIT)]
+Fit: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="pad shows the model all of the clip; crop fills its frame, and leaves the rest as it is. "
+        "[dim]Default: pad[/dim]",
+        rich_help_panel=FIT,
+        metavar="pad|crop",
+    ),
+]
+Width: TypeAlias = Annotated[int | None, typer.Option(help="In pixels.", rich_help_panel=FIT)]
+Height: TypeAlias = Annotated[int | None, typer.Option(help="In pixels.", rich_help_panel=FIT)]
+Frames: TypeAlias = Annotated[
+    int | None, typer.Option(help="How many frames at once, such as 17 or 33.", rich_help_panel=FIT)
+]
+Overlap: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        help="Frames that the parts of a long clip share. [dim]Default: a quarter[/dim]", rich_help_panel=FIT
+    ),
+]
+Fps: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        help="Show the model so many frames per second. [dim]Default: all of them[/dim]", rich_help_panel=FIT
+    ),
+]
+Device: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda, cuda:1 or mps. [dim]Default: the best[/dim]", rich_help_panel=MACHINE),
+]
+Dtype: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16. [dim]Default: the fastest[/dim]", rich_help_panel=MACHINE),
+]
+Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Replace files that exist.", rich_help_panel=OUTPUT)]
+DryRun: TypeAlias = Annotated[
+    bool, typer.Option("--dry-run", help="Print the plan and make nothing.", rich_help_panel=OUTPUT)
+]
+Form: TypeAlias = Annotated[
+    Format, typer.Option("--format", help="For people or for programs.", rich_help_panel=OUTPUT)
+]
+
+
+def request(fields: dict[str, Any], from_: Path | None) -> tuple[EditRequest, Manifest | None]:
+    """Return what is asked for, and the manifest that it is asked for by.
+
+    Raises `VgenError` where that is of no edit, or its clip is another now.
+    """
+    if from_ is None:
+        return EditRequest.from_dict({"video": None, **fields}), None
+    made_by = manifest.read(from_)
+    if made_by.get("task") != "edit":
+        raise UsageError(f"{from_} was not made by vgen edit.", tip=f"run it again with: vgen generate --from {from_}")
+    asked = EditRequest.from_dict(batch.merge(made_by["request"], fields))
+    from vgen.editing.request import content
+
+    was = {"video": asked.video, "noise": asked.noise}
+    for name, path in was.items():
+        if path is not None and name not in fields and content(path) != made_by[f"{name}_sha256"]:
+            raise VgenError(f"{path} has changed since the video was made.", tip="give the file that it was made of.")
+    return asked, made_by
+
+
+def output_path(output: Path | None, plan: EditPlan) -> Path:
+    """Return where the edit goes; a folder gets a name that tells of the target."""
+    if output is None or outputs.is_folder(output):
+        name = naming.default_name(plan.shown.prompt, plan.seed, datetime.now())
+        return (output or outputs.DEFAULT_FOLDER) / name
+    outputs.check_suffix(output)
+    return output
+
+
+def check(path: Path, *, compare: bool, force: bool) -> None:
+    """Raise `VgenError` when writing would take something away."""
+    from vgen.pipelines.edit import SIDE_BY_SIDE
+
+    outputs.check(path, force=force, begins=False)
+    beside = path.with_name(f"{path.name}{SIDE_BY_SIDE}")
+    if compare and beside.exists() and not force:
+        raise VgenError(f"{beside} exists already.", tip="choose another --output, or pass --force.")
+
+
+def show_plan(plan: EditPlan, path: Path, form: Format) -> None:
+    """Print what a run would make, without making it."""
+    facts = {
+        "clip": f"{len(plan.clip.frames)} frames of {plan.fit.size[0]}x{plan.fit.size[1]}",
+        "windows": len(plan.windows),
+        **plan.to_dict(),
+    }
+    if form is Format.json:
+        print(json.dumps({"dry_run": True, "output": str(path), **facts, "notes": list(plan.notes)}))
+        return
+    print(path)
+    results.show_facts(facts, "  ")
+
+
+def show_report(report: Report, form: Format) -> None:
+    """Print what was made, what was measured, and what it cost."""
+    if form is Format.json:
+        facts = {
+            "outputs": [str(path) for path in report.outputs],
+            "seed": report.seed,
+            "measures": report.measures,
+            "timings": {stage: round(seconds, 3) for stage, seconds in report.timings.items()},
+            "peak_memory_mb": round(report.peak_memory_mb, 1),
+            "peak_vram_mb": round(report.peak_vram_mb, 1),
+            "warnings": report.warnings,
+        }
+        print(json.dumps(facts))
+        return
+    for path in report.outputs:
+        print(path)
+    results.show_facts(report.measures)
+    stages = "  ".join(f"{stage} {seconds:.2f} s" for stage, seconds in report.timings.items())
+    print(f"{stages}  peak memory {report.peak_memory_mb:.0f} MB")

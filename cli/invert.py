@@ -1,0 +1,115 @@
+"""`vgen invert`: the noise that a clip comes from, for edits that begin from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vgen import outputs
+from vgen.cli import edits, progress
+from vgen.cli.progress import say
+from vgen.cli.results import Format
+from vgen.editing.request import EditRequest
+from vgen.editing.request import plan as planned
+from vgen.errors import UsageError, VgenError
+
+app = typer.Typer(add_completion=False)
+
+EPILOG = """
+[bold]Examples[/bold]
+
+vgen invert clip.mp4 --source "a red ball moves right on grass" -o noise.safetensors
+
+vgen edit clip.mp4 --noise noise.safetensors --target "a blue ball moves right on grass"
+"""
+SUFFIX = ".safetensors"
+
+
+@app.command(epilog=EPILOG)
+def invert(
+    clip: Annotated[
+        Path,
+        typer.Argument(help="A video (mp4, mov, webm, mkv, gif) or a folder of pictures.", show_default=False),
+    ],
+    source: edits.Source = None,
+    model: edits.Model = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="euler, rf-solver or fireflow. [dim]Default: rf-solver[/dim]",
+            rich_help_panel=edits.HOW,
+            metavar="NAME",
+        ),
+    ] = None,
+    steps: edits.Steps = None,
+    strength: edits.Strength = None,
+    inject: Annotated[
+        int | None,
+        typer.Option(
+            help="Keep V of self-attention of so many steps, for edits with --inject. [dim]Default: 0[/dim]",
+            rich_help_panel=edits.HOW,
+        ),
+    ] = None,
+    start: edits.Start = None,
+    seconds: edits.Seconds = None,
+    fit: edits.Fit = None,
+    width: edits.Width = None,
+    height: edits.Height = None,
+    frames: edits.Frames = None,
+    overlap: edits.Overlap = None,
+    fps: edits.Fps = None,
+    device: edits.Device = None,
+    dtype: edits.Dtype = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A .safetensors file. [dim]Default: CLIP.noise.safetensors[/dim]",
+            rich_help_panel=edits.OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    force: edits.Force = False,
+    dry_run: edits.DryRun = False,
+    form: edits.Form = Format.text,
+) -> None:
+    """Follow a clip to the noise that it comes from, measure the way back, and keep the noise for vgen edit."""
+    given: dict[str, Any] = {
+        "source": source,
+        "model": model,
+        "method": method or "rf-solver",
+        "num_inference_steps": steps,
+        "strength": strength,
+        "inject": inject,
+        "start": start,
+        "seconds": seconds,
+        "fit": fit,
+        "width": width,
+        "height": height,
+        "num_frames": frames,
+        "overlap": overlap,
+        "fps": fps,
+        "device": device,
+        "dtype": dtype,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    path = output or clip.with_name(f"{clip.name}.noise{SUFFIX}")
+    if path.suffix != SUFFIX:
+        raise UsageError(f'"{path.name}" does not end in {SUFFIX}.', tip=f"use -o noise{SUFFIX}.")
+    plan = planned(EditRequest(video=clip, **given))
+    for note in plan.notes:
+        say(note)
+    if path.exists() and not force:
+        raise VgenError(f"{path} exists already.", tip="choose another --output, or pass --force.")
+    if dry_run:
+        edits.show_plan(plan, path, form)
+        return
+    outputs.prepare_folder(path)
+    from vgen.pipelines import edit as pipeline
+
+    with progress.shown(1) as watch:
+        report = pipeline.run_inversion(plan, path, watch=watch)
+    edits.show_report(report, form)

@@ -1,0 +1,262 @@
+"""`vgen edit` and `vgen invert` with a real, tiny, random model: what is written, reported, refused and repeated."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from tests import tiny_cogvideox, tiny_hunyuan_video, tiny_ltx_video
+from vgen import cli, manifest, video
+from vgen.editing import footage
+
+EDIT = ("--source", "a red ball", "--target", "a blue cube", "--steps", "4", "--dtype", "float32")
+SIZE = ("--width", "32", "--height", "32", "--frames", "5")
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture = [
+        "-f",
+        "lavfi",
+        "-i",
+        "testsrc=size=50x38:rate=16:duration=0.5",
+        "-f",
+        "lavfi",
+        "-i",
+        "sine=duration=0.5",
+    ]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *picture, "-pix_fmt", "yuv420p", "clip.mp4"]
+    subprocess.run(command, check=True)
+
+
+@pytest.fixture
+def model(tiny_checkpoint: Path) -> tuple[str, ...]:
+    return ("--model", str(tiny_checkpoint), *SIZE)
+
+
+def vgen(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+def made(*arguments: str) -> dict[str, Any]:
+    result = vgen(*arguments, "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    printed: dict[str, Any] = json.loads(result.stdout)
+    return printed
+
+
+def refused(*arguments: str) -> str:
+    result = vgen(*arguments)
+    assert result.exit_code == 2, (result.exit_code, result.stderr)
+    return result.stderr
+
+
+def test_an_edit_has_the_clips_size_rate_length_and_sound(model: tuple[str, ...]) -> None:
+    result = vgen(
+        "edit", "clip.mp4", *EDIT, *model, "--method", "rf-solver", "--inject", "2", "--compare", "-o", "o.mp4"
+    )
+    assert result.exit_code == 0, result.stderr
+    # Before it starts: how the clip is fitted; and after the model is known, what the store takes.
+    assert "The clip is 50x38 and the model sees 32x32: it is scaled to 32x24 and padded" in result.stderr
+    assert "The clip has 8 frames and the model takes 5 at once: it is edited in 2 parts" in result.stderr
+    assert "V of 2 steps takes" in result.stderr
+    clip, edited, both = (footage.read(Path(name)) for name in ("clip.mp4", "o.mp4", "o.mp4.compare.mp4"))
+    assert edited.frames.shape == clip.frames.shape == (8, 38, 50, 3)
+    assert both.frames.shape == (8, 38, 100, 3)
+    assert edited.fps == clip.fps == 16
+    sound = footage.sound(edited, 0.5)
+    assert sound is not None
+    assert np.abs(sound.waveform).max() > 0.05
+    assert (edited.frames != clip.frames).any()
+
+    measures = manifest.read(Path("o.mp4"))["measures"]
+    assert measures["store_hit_rate"] == 1
+    # Two windows of 4 steps with two evaluations each, of which denoising has guidance.
+    assert measures["evaluations"] == {"mask": 16, "inversion": 16, "round trip": 16, "edit": 32}
+    assert measures["reconstruction_psnr"] > 20
+    for name in ("background_psnr", "background_ssim", "change_inside", "flicker", "source_flicker"):
+        assert isinstance(measures[name], float)
+        assert name in result.stdout
+
+
+def test_from_gives_the_same_edit_again(model: tuple[str, ...]) -> None:
+    vgen("edit", "clip.mp4", *EDIT, *model, "--method", "flowedit:averages=2", "--seed", "3", "-o", "one.mp4")
+    made("edit", "--from", "one.mp4", "-o", "two.mp4")
+    made("edit", "--from", "one.mp4", "--seed", "4", "-o", "three.mp4")
+    one, two, three = (video.read(Path(f"{name}.mp4")).frames for name in ("one", "two", "three"))
+    np.testing.assert_array_equal(one, two)
+    assert (one != three).any()
+    Path("clip.mp4").write_bytes(Path("one.mp4").read_bytes())
+    result = vgen("edit", "--from", "one.mp4", "-o", "four.mp4")
+    assert result.exit_code == 1
+    assert "has changed since the video was made" in result.stderr
+
+
+def test_outside_of_a_mask_the_clip_stays_as_it_is(model: tuple[str, ...]) -> None:
+    mask = np.zeros((38, 50), np.uint8)
+    mask[:, :20] = 255
+    Image.fromarray(mask).save("mask.png")
+    for method in ("rf-solver", "flowedit", "sdedit"):
+        out = f"{method}.png"
+        report = made(
+            "edit", "clip.mp4", *EDIT, *model, "--method", method, "--mask", "mask.png", "--border", "4", "-o", out
+        )
+        clip, edited = footage.read(Path("clip.mp4")).frames, footage.read(Path(out)).frames
+        np.testing.assert_array_equal(edited[:, :, 25:], clip[:, :, 25:])
+        assert (edited[:, :, :20] != clip[:, :, :20]).mean() > 0.5
+        assert report["measures"]["region"] == 0.4
+
+
+def test_an_inversion_serves_several_edits(model: tuple[str, ...]) -> None:
+    inverse = ("--source", "a red ball", "--steps", "4", "--dtype", "float32")
+    report = made("invert", "clip.mp4", *inverse, *model, "--inject", "2", "-o", "noise.safetensors")
+    assert report["measures"]["evaluations"] == {"inversion": 16, "round trip": 16}
+    options = ("--method", "rf-solver", "--inject", "2", "--dtype", "float32")
+    direct = made("edit", "clip.mp4", *EDIT, *model, *options, "-o", "direct.png")
+    reused = made(
+        "edit",
+        "clip.mp4",
+        "--noise",
+        "noise.safetensors",
+        "--target",
+        "a blue cube",
+        "--dtype",
+        "float32",
+        "-o",
+        "reused.png",
+    )
+    np.testing.assert_array_equal(footage.read(Path("direct.png")).frames, footage.read(Path("reused.png")).frames)
+    assert reused["measures"]["reconstruction_psnr"] == direct["measures"]["reconstruction_psnr"]
+    assert "inversion" not in reused["measures"]["evaluations"]
+    assert reused["measures"]["store_hit_rate"] == 1
+    fewer = made(
+        "edit", "clip.mp4", "--noise", "noise.safetensors", "--target", "a ball", "--inject", "1", "-o", "o.png"
+    )
+    assert fewer["measures"]["store_bytes"] == reused["measures"]["store_bytes"] / 2
+
+    reuse = ("--noise", "noise.safetensors", "--target", "a blue cube", "-o", "refused.mp4")
+    assert "was made with num inference steps 4, and 5 is given" in refused("edit", "clip.mp4", *reuse, "--steps", "5")
+    assert "holds V of 2 steps" in refused("edit", "clip.mp4", *reuse, "--inject", "3")
+    assert "was made with method rf-solver" in refused("edit", "clip.mp4", *reuse, "--method", "flowedit")
+    assert "the noise of another clip" in refused("edit", "direct.png", *reuse)
+    Path("broken.safetensors").write_bytes(Path("noise.safetensors").read_bytes()[:100])
+    result = vgen("edit", "clip.mp4", "--noise", "broken.safetensors", "--target", "a cube")
+    assert result.exit_code == 1
+    assert "Cannot read the inversion" in result.stderr
+
+
+def test_a_dry_run_tells_the_plan_and_makes_nothing(model: tuple[str, ...]) -> None:
+    before = sorted(Path().iterdir())
+    plan = made("edit", "clip.mp4", *EDIT, *model, "--fps", "8", "--dry-run", "-o", "o.mp4")
+    assert (plan["dry_run"], plan["output"], plan["windows"], plan["fit"]) == (True, "o.mp4", 1, "pad")
+    assert any("8 frames become 4" in note for note in plan["notes"])
+    assert any("last frame is held from 4 frames to 5" in note for note in plan["notes"])
+    assert "noise.safetensors" in vgen("invert", "clip.mp4", *model, "--dry-run").stdout
+    assert sorted(Path().iterdir()) == before
+
+
+def test_fewer_frames_for_the_model_give_all_frames_back(model: tuple[str, ...]) -> None:
+    made("edit", "clip.mp4", *EDIT, *model, "--method", "sdedit", "--fps", "8", "-o", "o.png")
+    frames = footage.read(Path("o.png")).frames
+    assert len(frames) == 8
+    assert all((frames[i] == frames[i + 1]).all() for i in (0, 2, 4, 6))
+    assert (frames[1] != frames[2]).any()
+
+
+def test_without_a_source_the_prompt_is_empty_and_that_is_said(model: tuple[str, ...]) -> None:
+    result = vgen("edit", "clip.mp4", "--target", "a blue cube", *model, "--dry-run")
+    assert result.exit_code == 0
+    assert "No --source" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--target", ""), "The target prompt is empty"),
+        ((), "There is no target prompt"),
+        (("--target", "a  ball", "--source", "a ball"), "say the same"),
+        (("--target", "a", "--strength", "0"), "A strength of 0 is not legal"),
+        (("--target", "a", "--inject", "-1"), "-1 steps cannot be injected"),
+        (("--target", "a", "--method", "rf-solver", "--steps", "4", "--inject", "5"), "more than the 4 steps"),
+        (("--target", "a", "--method", "flowedit", "--inject", "1"), "carries V over from an inversion"),
+        (("--target", "a", "--method", "rf-solvr"), 'Did you mean "rf-solver"'),
+        (("--target", "a", "--method", "rf-solver:share=tme"), 'There is no share "tme"'),
+        (("--target", "a", "--method", "rf-solver:begin=1"), "are none"),
+        (("--target", "a", "--mask", "missing.png"), "There is no video missing.png"),
+        (("--target", "a", "--mask", "small.png"), "is 8x8 and the clip 50x38"),
+        (("--target", "a", "--mask", "short"), "has 3 frames and the clip 8"),
+        (("--target", "a", "--mask", "black.png"), "is black all over"),
+        (("--target", "a", "--fit", "squeeze"), 'There is no fit "squeeze"'),
+        (("--target", "a", "--width", "30"), "A width of 30 is not legal"),
+        (("--target", "a", "--overlap", "5"), "leaves nothing new"),
+        (("--target", "a", "--seconds", "0"), "--seconds 0 is not legal"),
+        (("--target", "a", "--start", "9"), "holds no frames after second 9"),
+        (("--target", "a", "-o", "out.avi"), "no format that vgen writes"),
+    ],
+)
+def test_what_is_wrong_is_told_before_a_model_is_loaded(
+    tiny_checkpoint: Path, arguments: tuple[str, ...], reason: str
+) -> None:
+    Image.new("L", (8, 8), 255).save("small.png")
+    Image.new("L", (50, 38), 0).save("black.png")
+    Path("short").mkdir()
+    for number in range(3):
+        Image.new("L", (50, 38), 255).save(f"short/{number}.png")
+    size = [] if "--width" in arguments else ["--width", "32", "--height", "32"]
+    message = refused("edit", "clip.mp4", "--model", str(tiny_checkpoint), *size, "--frames", "5", *arguments)
+    assert reason in message
+    assert "Loading" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("fastwan2.1-1.3b", "distilled to a few steps"),
+        ("ltx-2", "picture and sound"),
+        ("wan2.1-i2v-480p", "first image"),
+    ],
+)
+def test_models_that_cannot_edit_are_refused_with_the_reason(name: str, reason: str) -> None:
+    from vgen import checkpoints
+
+    found = [known for known in checkpoints.names() if known.startswith(name)]
+    assert found
+    assert reason in refused("edit", "clip.mp4", "--target", "a cube", "--model", found[0])
+
+
+@pytest.mark.parametrize(
+    ("family", "size"),
+    [
+        (tiny_hunyuan_video, ("--width", "48", "--height", "32", "--frames", "9")),
+        (tiny_ltx_video, ("--width", "96", "--height", "64", "--frames", "9")),
+        (tiny_cogvideox, ("--width", "64", "--height", "48", "--frames", "9")),
+    ],
+)
+def test_other_families_edit_by_the_same_code(tmp_path: Path, family: Any, size: tuple[str, ...]) -> None:
+    model = ("--model", str(family.build(tmp_path / "model")), *size)
+    method = ("--method", "fireflow:store=disk,begin=0.5", "--inject", "2", "--mask", "auto")
+    report = made("edit", "clip.mp4", *EDIT, *model, *method, "-o", "out.mp4")
+    assert report["measures"]["store_hit_rate"] == 1
+    assert report["measures"]["store_bytes"] > 0
+    assert report["measures"]["reconstruction_psnr"] > 10
+    assert footage.read(Path("out.mp4")).frames.shape == (8, 38, 50, 3)
+    # The folder of the features is gone.
+    assert sorted(path.name for path in Path().iterdir()) == ["clip.mp4", "model", "out.mp4", "out.mp4.json"]
+
+
+def test_sdedit_does_not_invert() -> None:
+    assert "does not invert" in refused("invert", "clip.mp4", "--method", "sdedit")
+
+
+def test_other_videos_are_not_edits(model: tuple[str, ...]) -> None:
+    vgen("generate", "a red ball", *model, "--steps", "1", "-o", "made.mp4")
+    assert "was not made by vgen edit" in refused("edit", "--from", "made.mp4")
