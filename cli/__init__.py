@@ -22,6 +22,7 @@ COMMANDS = {
     "eval": "vgen.cli.eval",
     "info": "vgen.cli.info",
     "models": "vgen.cli.models",
+    "quantize": "vgen.cli.quantize",
     "toyland": "vgen.cli.toyland",
     "train": "vgen.cli.train",
 }

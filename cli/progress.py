@@ -20,6 +20,10 @@ DOING = {
     "denoise": "Denoising",
     "decode": "Decoding",
     "write": "Writing",
+    "calibrate": "Calibrating",
+    "quantize": "Quantizing",
+    "compare": "Making videos to compare",
+    "report": "Reading them",
 }
 
 

@@ -12,7 +12,7 @@ from vgen.quantization.w4a16 import W4A16
 from vgen.quantization.w8a8 import W8A8
 from vgen.quantization.w8a16 import W8A16
 
-__all__ = ["SCHEMES", "LayerFormat", "Scheme", "parse"]
+__all__ = ["SCHEMES", "LayerFormat", "Scheme", "arithmetic", "parse"]
 
 SCHEMES: dict[str, Callable[..., Scheme]] = {
     "w8a8": W8A8,
@@ -26,3 +26,15 @@ SCHEMES: dict[str, Callable[..., Scheme]] = {
 def parse(text: str) -> Scheme:
     """Return the scheme that `name` or `name:key=value,...` names; raise `UsageError` for any other."""
     return options.parse(text, SCHEMES, what="scheme")()
+
+
+def arithmetic(scheme: str, device: str) -> str:
+    """Return how a scheme's products are computed on a device.
+
+    "int8"; "simulated", int8 values in floating-point arithmetic, where the device has no exact products of them; or
+    "float" for a scheme that leaves activations as they are.
+    """
+    from vgen.quantization import kernels
+
+    found = parse(scheme)
+    return kernels.name(device) if found.format(found.weight_bits).activation_bits == 8 else "float"

@@ -48,7 +48,7 @@ def quantize(weight: Tensor, bits: int, *, group: int = 0, clip: bool = False) -
         scale = _best(weight[:, None], scales[..., None], largest)[:, 0]
         return Quantized(integers=_round(weight, scale[:, None], largest), scale=scale)
     scale = most / (largest * MAX_MULTIPLIER)
-    groups = weight.unflatten(-1, (-1, group))
+    groups = weight.reshape(len(weight), -1, group)
     needed = groups.abs().amax(-1) / (largest * scale[:, None])
     tried = torch.stack([(share * needed).ceil().clamp(1, MAX_MULTIPLIER) for share in (CLIPS if clip else CLIPS[:1])])
     multipliers = _best(groups, tried * scale[:, None], largest) / scale[:, None]
@@ -76,8 +76,8 @@ def grouped_products(integers: Tensor, multipliers: Tensor | None) -> Tensor:
     """Return int8 [N, K], the integers times the multipliers uint8 [N, G] of their groups, if any."""
     if multipliers is None:
         return integers
-    groups = integers.unflatten(-1, (multipliers.shape[-1], -1))
-    return (groups * multipliers[..., None].to(torch.int8)).flatten(1)
+    groups = integers.reshape(*multipliers.shape, -1)
+    return (groups * multipliers[..., None].to(torch.int8)).reshape(integers.shape)
 
 
 def _best(groups: Tensor, steps: Tensor, largest: int) -> Tensor:
