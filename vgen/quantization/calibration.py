@@ -60,8 +60,7 @@ class Statistics:
         maxima[range_, branch] = torch.maximum(maxima[range_, branch], largest)
         tokens = self.tokens.setdefault(layer.path, {})
         if (range_, branch) not in tokens:
-            picked = torch.linspace(0, len(rows) - 1, min(TOKENS, len(rows)), device=rows.device).long()
-            tokens[range_, branch] = rows[picked].cpu()
+            tokens[range_, branch] = rows[:: -(-len(rows) // TOKENS)].cpu()
 
 
 class Observed:

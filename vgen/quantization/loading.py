@@ -35,6 +35,11 @@ class VgenQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.scheme: str = values["scheme"]
         self.layers: dict[str, dict[str, Any]] = values["layers"]
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return all values: none has a default to leave out."""
+        values: dict[str, Any] = self.to_dict()
+        return values
+
 
 class VgenQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     """Puts `QuantizedLinear` where the configuration says."""
