@@ -17,6 +17,7 @@ from vgen.errors import UsageError, VgenError, did_you_mean
 # Command -> the module whose `app` it is, imported when the command is used.
 COMMANDS = {
     "generate": "vgen.cli.generate",
+    "bench": "vgen.cli.bench",
     "decode": "vgen.cli.decode",
     "doctor": "vgen.cli.doctor",
     "eval": "vgen.cli.eval",
