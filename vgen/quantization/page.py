@@ -24,8 +24,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1c1917; background: #fafaf9
   padding: 2rem 1.5rem 4rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.25rem 0 .5rem; }
 p { margin: .35rem 0; } .quiet { color: #57534e; }
-.facts { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.25rem 0; }
-.fact { background: #fff; border: 1px solid #e7e5e4; border-radius: 8px; padding: .6rem .9rem; min-width: 8rem; }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: .75rem; margin: 1.25rem 0; }
+.fact { background: #fff; border: 1px solid #e7e5e4; border-radius: 8px; padding: .6rem .9rem; }
 .fact b { display: block; font-size: 1.35rem; font-weight: 600; }
 table { border-collapse: collapse; background: #fff; } td, th { border: 1px solid #e7e5e4; padding: .25rem .6rem;
   text-align: right; font-variant-numeric: tabular-nums; } th { background: #f5f5f4; font-weight: 600; }
@@ -244,7 +244,8 @@ def _details(report: Mapping[str, Any]) -> str:
     prompts = "".join(f"<li>{html.escape(prompt)}</li>" for prompt in report["calibration"]["prompts"])
     return (
         "<h2>Details</h2>"
-        '<details><summary>Every layer</summary><div class="scroll"><table><tr><th>layer</th><th>inputs × outputs</th>'
+        "<details><summary>Every layer, with its error per range of noise levels, the noisiest first; a range without a "
+        'step has none</summary><div class="scroll"><table><tr><th>layer</th><th>inputs × outputs</th>'
         f"<th>bits</th><th>with scales</th>{ranges}</tr>{rows}</table></div></details>"
         f"<details><summary>Linear layers that stay as they were ({len(report['kept'])})</summary><ul>{kept}</ul>"
         f"</details><details><summary>Calibration: {report['calibration']['evaluations']} evaluations of the model, "
