@@ -26,7 +26,7 @@ from vgen import backbones, checkpoints, runtime
 from vgen.metrics.fidelity import psnr, ssim
 from vgen.pipelines import quantize as pipeline
 from vgen.pipelines import text_to_video
-from vgen.pipelines.evaluate import read_all, score
+from vgen.pipelines.evaluate.scores import read_all, score
 from vgen.pipelines.quantize import QuantizeRequest
 from vgen.pipelines.run import Watch
 from vgen.quantization import export

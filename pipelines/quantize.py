@@ -390,7 +390,7 @@ def scores(plan: QuantizePlan, before: Made, after: Made) -> dict[str, Any] | No
     """Return Toyland's score of both models' videos; None for a model of anything else."""
     if not plan.prompts:
         return None
-    from vgen.pipelines.evaluate import read_all, score
+    from vgen.pipelines.evaluate.scores import read_all, score
 
     truths = [truth(prompt.clip) for prompt in plan.prompts]
     fps = plan.comparison[0].fps

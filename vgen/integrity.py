@@ -92,9 +92,7 @@ def tensors(path: Path, *, tip: str) -> dict[str, StoredTensor]:
     """Return what a whole safetensors file holds, as its header says; raise `CheckpointError` where it is none."""
     header = check_safetensors(path, tip=tip)
     return {
-        name: StoredTensor(
-            shape=tuple(entry["shape"]), num_bytes=entry["data_offsets"][1] - entry["data_offsets"][0]
-        )
+        name: StoredTensor(shape=tuple(entry["shape"]), num_bytes=entry["data_offsets"][1] - entry["data_offsets"][0])
         for name, entry in header.items()
         if name != "__metadata__"
     }

@@ -244,8 +244,8 @@ def _details(report: Mapping[str, Any]) -> str:
     prompts = "".join(f"<li>{html.escape(prompt)}</li>" for prompt in report["calibration"]["prompts"])
     return (
         "<h2>Details</h2>"
-        "<details><summary>Every layer, with its error per range of noise levels, the noisiest first; a range without a "
-        'step has none</summary><div class="scroll"><table><tr><th>layer</th><th>inputs × outputs</th>'
+        "<details><summary>Every layer, with its error per range of noise levels, the noisiest first; a range that "
+        'no step was in has none</summary><div class="scroll"><table><tr><th>layer</th><th>inputs × outputs</th>'
         f"<th>bits</th><th>with scales</th>{ranges}</tr>{rows}</table></div></details>"
         f"<details><summary>Linear layers that stay as they were ({len(report['kept'])})</summary><ul>{kept}</ul>"
         f"</details><details><summary>Calibration: {report['calibration']['evaluations']} evaluations of the model, "
