@@ -55,7 +55,10 @@ def quantize(
         typer.Option(help="A file of prompts to calibrate with. [dim]Default: built-in ones[/dim]", metavar="FILE"),
     ] = None,
     samples: Annotated[int, typer.Option(help="How many videos to calibrate with.")] = 8,
-    steps: Annotated[int, typer.Option(help="Denoising steps of each of them.")] = 10,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Denoising steps of each of them. [dim]Default: 10[/dim]", show_default=False),
+    ] = None,
     compare: Annotated[
         int,
         typer.Option(
@@ -69,6 +72,12 @@ def quantize(
             help="Write nothing where more is lost: score=2 (points), psnr=30 (dB at least), ssim=0.9 (at least), or "
             "several with commas.",
             metavar="LIMITS",
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A LoRA to merge before, as of vgen generate; repeat it for several.", metavar="FILE|ID[:SCALE]"
         ),
     ] = None,
     image: Annotated[
@@ -92,6 +101,7 @@ def quantize(
         samples=samples,
         steps=steps,
         compare=compare,
+        lora=tuple(lora or ()) or None,
         image=image,
         max_loss=max_loss,
         seed=seed,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vgen.video import Frames
 
 REPORT, PAGE = "report.json", "report.html"
+STEPS = 10  # of a video that is made to calibrate
 # What `--max-loss` may limit, and what its numbers mean.
 LIMITS = {"score": "points of Toyland's joint score", "psnr": "dB at least", "ssim": "at least"}
 
@@ -34,9 +35,10 @@ LIMITS = {"score": "points of Toyland's joint score", "psnr": "dB at least", "ss
 class QuantizeRequest:
     """What is asked for; `scheme` as `vgen.quantization.parse` reads it.
 
-    `calibration` is a file of prompts (None: the built-in ones), of which `samples` videos of `steps` steps are made.
-    `compare` videos are made before and after. `image` is the first frame for models that need one, and `max_loss` as
-    `read_limits` reads it.
+    `calibration` is a file of prompts (None: the built-in ones), of which `samples` videos of `steps` steps are made
+    (None: `STEPS`, or what a few-step student has). `compare` videos are made before and after. Each `lora`, as
+    `vgen.loras.asked` reads it, is merged before. `image` is the first frame for models that need one, and `max_loss`
+    as `read_limits` reads it.
     """
 
     model: str
@@ -44,8 +46,9 @@ class QuantizeRequest:
     output: Path
     calibration: Path | None = None
     samples: int = 8
-    steps: int = 10
+    steps: int | None = None
     compare: int = 4
+    lora: tuple[str, ...] | None = None
     image: Path | None = None
     max_loss: str | None = None
     seed: int = 0
@@ -122,7 +125,7 @@ def plan(asked: QuantizeRequest, checkpoint: Checkpoint) -> QuantizePlan:
         tip = "choose another --output" + (", or pass --force." if not asked.force else ": --force replaces exports.")
         raise VgenError(f"{asked.output} exists already.", tip=tip)
     for name, value in (("samples", asked.samples), ("steps", asked.steps)):
-        if not 1 <= value <= 1000:
+        if value is not None and not 1 <= value <= 1000:
             raise UsageError(f"{value} {name} are not possible.", tip=f"choose --{name} from 1 to 1000.")
     found = layers.of(checkpoint)
     chosen = [layer for layer in found if layer.role]
@@ -140,18 +143,20 @@ def plan(asked: QuantizeRequest, checkpoint: Checkpoint) -> QuantizePlan:
             f'"{checkpoint.name}" has no score: it does not know Toyland.',
             tip="limit psnr or ssim: --max-loss psnr=30.",
         )
+    steps = asked.steps or (None if checkpoint.defaults.timesteps else STEPS)
+    calibration = tuple(
+        _video(asked, checkpoint, prompts[index % len(prompts)], asked.seed + index, steps)
+        for index in range(asked.samples)
+    )
     return QuantizePlan(
         request=asked,
         scheme=scheme,
-        checkpoint=checkpoint,
+        checkpoint=calibration[0].checkpoint,  # with the LoRAs that were asked for
         layers=tuple(chosen),
         kept=tuple(layer.path for layer in found if not layer.role),
         formats=formats,
         sizes=sizes,
-        calibration=tuple(
-            _video(asked, checkpoint, prompts[index % len(prompts)], asked.seed + index, asked.steps)
-            for index in range(asked.samples)
-        ),
+        calibration=calibration,
         comparison=tuple(
             _video(asked, checkpoint, text, asked.seed + index, None) for index, text in enumerate(texts)
         ),
@@ -231,7 +236,7 @@ def quantize_layers(
     """Put quantized layers in the place of the backbone's, one by one, and return their formats and what was measured.
 
     That is `errors`, per layer's path the relative squared error of its outputs per range of noise levels, and for a
-    scheme of mixed precision `groups`. What was fused into the weights before, such as a LoRA, is quantized with them.
+    scheme of mixed precision `groups`. LoRAs are a part of the weights, and so quantized with them.
     """
     import torch
 
@@ -316,7 +321,7 @@ def account(
         "vgen": vgen.__version__,
         "versions": manifest.versions(),
         "model": plan.checkpoint.anchored_name,
-        "parent": manifest.identity(plan.checkpoint),
+        "parent": manifest.identity(backbone.checkpoint),
         "scheme": plan.request.scheme,
         "activation_bits": format.activation_bits,
         "device": backbone.runtime.device,
@@ -332,7 +337,7 @@ def account(
         "bits_per_weight": round(16 * sizes.share, 3),
         "calibration": {
             "prompts": [video.prompt for video in plan.calibration],
-            "steps": plan.request.steps,
+            "steps": plan.calibration[0].num_inference_steps,
             "evaluations": statistics.num_evaluations,
         },
         "groups": measured["groups"],
@@ -515,6 +520,7 @@ def _video(asked: QuantizeRequest, checkpoint: Checkpoint, prompt: str, seed: in
             model=asked.model,
             seed=seed,
             num_inference_steps=steps,
+            lora=asked.lora,
             image=asked.image,
             device=asked.device,
             dtype=asked.dtype,

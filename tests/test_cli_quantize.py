@@ -14,7 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from tests import tiny_ltx_video
+from tests import tiny_lora, tiny_ltx_video
 from vgen import backbones, checkpoints, cli, manifest, request, runtime
 from vgen.errors import CheckpointError, UsageError, VgenError
 from vgen.pipelines import quantize as pipeline
@@ -198,6 +198,30 @@ def test_the_scores_of_both_models_are_reported_and_limited(tiny_expanded: Path,
     worse = {"score": {"before": {"joint": 0.9}, "after": {"joint": 0.85}}}
     assert pipeline.exceeded({"score": 2}, worse) == ["it loses 5.0 points of the joint score, and 2 were allowed"]
     assert pipeline.exceeded({"score": 6}, worse) == []
+
+
+def test_loras_are_quantized_with_the_weights_that_they_change(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    style = tiny_lora.save(tmp_path / "style.safetensors", tiny_lora.wan(tiny_checkpoint))
+    command = ["quantize", tiny_checkpoint, "--scheme", "w8a8", "--samples", 1, "--steps", 2, "--compare", 0]
+    for name, options in (("plain", []), ("style", ["--lora", f"{style}:0.5"])):
+        result = run(*command, "-o", tmp_path / name, "--device", "cpu", "--dtype", "bfloat16", *options)
+        assert result.exit_code == 0, result.output
+
+    def weight(checkpoint: checkpoints.Checkpoint) -> torch.Tensor:
+        backbone = backbones.load(checkpoint, runtime.choose("cpu", "bfloat16"))
+        layer = backbone.transformer.blocks[0].attn1.to_q  # type: ignore[attr-defined]
+        quantized = isinstance(layer, QuantizedLinear)
+        made: torch.Tensor = layer.products() * layer.scale[:, None] if quantized else layer.weight.detach()
+        return made.float()
+
+    asked_for = GenerateRequest(prompt="a red ball", model=str(tiny_checkpoint), lora=(f"{style}:0.5",))
+    merged = weight(request.plan(asked_for, checkpoints.resolve(str(tiny_checkpoint))).checkpoint)
+    found, plain = (weight(checkpoints.resolve(str(tmp_path / name))) for name in ("style", "plain"))
+    assert (found - merged).abs().max() < merged.abs().max() / 250 < (plain - merged).abs().max()
+    (told,) = json.loads((tmp_path / "style" / "report.json").read_text())["parent"]["loras"]
+    assert told["scale"] == 0.5 and told["sha256"]
+    again = run("generate", "a red ball", "--model", tmp_path / "style", "--lora", style, "--dry-run")
+    assert again.exit_code == 2 and "--lora" in again.stderr
 
 
 def test_a_dry_run_says_sizes_and_work_and_writes_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -168,7 +168,8 @@ def _card(folder: Path, parent: Checkpoint, scheme: str) -> dict[str, Any]:
         "knows": parent.knows,
         "defaults": asdict(parent.defaults),
         "rules": asdict(parent.rules),
-        "can": asdict(parent.can),
+        # LoRAs are merged before: what is quantized has no weights to add them to.
+        "can": {**asdict(parent.can), "lora": False},
         "sizes": parent.sizes,
         "files": [asdict(file) for file in integrity.describe_files(folder)],
     }

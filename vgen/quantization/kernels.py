@@ -22,7 +22,8 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     not, and so a product that is not.
     """
     scale = x.abs().amax(-1, keepdim=True).float().clamp_(min=TINY).div_(127)
-    return (x / scale).round_().to(torch.int8), scale
+    # A copy in float32 that is changed in place: operations on two dtypes copy, too, and more often.
+    return x.to(torch.float32, copy=True).div_(scale).round_().to(torch.int8), scale
 
 
 def integer_product(tokens: Tensor, weight: Tensor) -> Tensor:
@@ -45,8 +46,8 @@ def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | No
     made = tokens.new_empty((len(tokens), len(weight)))
     for start in range(0, len(tokens), rows):
         quantized, token_scale = quantize_tokens(tokens[start : start + rows])
-        products = integer_product(quantized, weight) * token_scale
-        made[start : start + rows] = torch.addcmul(offset, products, scale)
+        products = integer_product(quantized, weight).to(torch.float32).mul_(token_scale)
+        made[start : start + rows] = torch.addcmul(offset, products, scale, out=products)
     return made.view(*x.shape[:-1], len(weight))
 
 

@@ -52,13 +52,14 @@ def factors(size: int) -> tuple[int, int]:
 def rotate(x: Tensor) -> Tensor:
     """Return x [..., K] times a block-diagonal matrix of Hadamard matrices, not normalised: `norm` times as long.
 
-    It is the product of two small matrices, of the orders that `factors` tells, for each block.
+    It is the product of two small matrices, of the orders that `factors` tells, for each block. Their outputs are left
+    in the order in which the second has them, which is as good a Hadamard matrix as any.
     """
     a, b = factors(x.shape[-1])
     rows = x.reshape(-1, b) @ _matrix(b, x.dtype, x.device)
     if a > 1:
-        rows = _matrix(a, x.dtype, x.device).T @ rows.view(-1, a, b)
-    return rows.reshape(x.shape)
+        rows = rows.view(-1, a, b).transpose(1, 2).reshape(-1, a) @ _matrix(a, x.dtype, x.device)
+    return rows.view(x.shape)
 
 
 def norm(size: int) -> float:
