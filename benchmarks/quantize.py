@@ -30,6 +30,7 @@ from vgen.pipelines.evaluate.scores import read_all, score
 from vgen.pipelines.quantize import QuantizeRequest
 from vgen.pipelines.run import Watch
 from vgen.quantization import export
+from vgen.quantization.calibration import Statistics
 from vgen.toyland.prompts import truth
 
 ROWS = {
@@ -44,16 +45,22 @@ ROWS = {
 }
 
 
-def measured(name: str, scheme: str | None, folder: Path, num_prompts: int) -> dict[str, Any]:
-    """Return the row of a scheme, its videos made where they are not in the folder yet."""
+def measured(
+    name: str, scheme: str | None, folder: Path, num_prompts: int, calibrated: list[Statistics]
+) -> dict[str, Any]:
+    """Return the row of a scheme, its videos made where they are not in the folder yet.
+
+    What the original's layers see is the same for all schemes, and kept in `calibrated`.
+    """
     checkpoint = checkpoints.resolve("toyland")
     asked = QuantizeRequest(model="toyland", scheme=scheme or "w8a8", output=folder / "export", compare=num_prompts)
     plan = pipeline.plan(asked, checkpoint)
     backbone = backbones.load(checkpoint, runtime.choose())
     row: dict[str, Any] = {"scheme": scheme, "layers_share": 1.0, "bits_per_weight": 16.0}
     if scheme is not None:
-        statistics = pipeline.calibrate(backbone, plan, Watch())
-        formats, _ = pipeline.quantize_layers(backbone, plan, statistics, Watch())
+        if plan.scheme.is_calibrated and not calibrated:
+            calibrated.append(pipeline.calibrate(backbone, plan, Watch()))
+        formats, _ = pipeline.quantize_layers(backbone, plan, (calibrated or [Statistics()])[0], Watch())
         share = export.sizes(checkpoint, plan.layers, formats).share
         row |= {"layers_share": round(share, 4), "bits_per_weight": round(16 * share, 3)}
     places = folder / name.replace(" ", "-").replace(",", "")
@@ -83,10 +90,11 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--folder", type=Path, default=Path("runs/quantize"))
     arguments = parser.parse_args()
-    rows = {}
+    rows: dict[str, Any] = {}
+    calibrated: list[Statistics] = []
     for name, scheme in ROWS.items():
         start = time.perf_counter()
-        rows[name] = measured(name, scheme, arguments.folder, arguments.prompts)
+        rows[name] = measured(name, scheme, arguments.folder, arguments.prompts, calibrated)
         print(f"{name}: {rows[name]} ({time.perf_counter() - start:.0f} s)", file=sys.stderr, flush=True)
     machine = (
         f"{cpu_name()}, {os.cpu_count()} processors, {torch.get_num_threads()} threads, torch {torch.__version__}"

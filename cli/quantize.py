@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vgen import checkpoints, quantization
+from vgen import checkpoints, outputs, quantization
 from vgen.cli import progress
 from vgen.cli.results import Format
 from vgen.errors import CheckpointError
@@ -122,6 +122,7 @@ def quantize(
         checkpoints.verify(checkpoint, full=False)
         plan = pipeline.plan(asked, checkpoint)
         if not dry_run:
+            outputs.prepare_folder(output)
             report = pipeline.quantize(plan, watch=watch)
     if dry_run:
         _show_plan(plan, form)

@@ -276,12 +276,13 @@ def mixed(
             made = precision.quantize_layer(layer, linear, scheme, scheme.format(bits), statistics)
             tokens = statistics.tokens.get(layer.path, {})
             errors[layer][bits] = precision.worst(precision.output_error(linear, made, tokens))
-    groups = {role: precision.worst(found) for role, found in served.items()}
+    groups = {role: found.in_all for role, found in served.items()}
     bits_of = precision.choose_bits(plan.layers, scheme.average_bits, groups, errors)
     described = {
         role: {
             "serves": precision.SERVES[role],
-            "error_per_range": _json_safe(found),
+            "error": float(f"{found.in_all:.4g}"),
+            "error_per_range": _json_safe(found.per_range),
             "weights": sum(layer.num_weights for layer in plan.layers if layer.role == role),
             "weights_of_8_bits": sum(
                 layer.num_weights for layer in plan.layers if layer.role == role and bits_of[layer] == 8

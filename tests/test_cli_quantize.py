@@ -249,6 +249,20 @@ def test_an_interrupted_export_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    largest = max(path.stat().st_size for path in (tiny_checkpoint / "vae").iterdir())
+    plan = planned(tiny_checkpoint, "w8a8", tmp_path / "export", compare=0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, limits[1]))
+    try:
+        with pytest.raises(VgenError, match=r"Could not write .*export"):
+            pipeline.quantize(plan, watch=Watch())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_wrong_requests_are_refused_before_a_model_is_loaded(
     tiny_checkpoint: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ def write(
     readme: str,
 ) -> None:
     """Write a backbone, whose layers are quantized, to a new folder; `plan` becomes quantization.json."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from vgen.quantization import layers as of_backbone
@@ -126,7 +127,13 @@ def write(
         }
         _write_json(folder / component / "config.json", config)
         state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-        save_file(state, folder / component / WEIGHTS, metadata={"format": "pt"})
+        try:
+            save_file(state, folder / component / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:  # What the system refuses is one of these, and no OSError.
+            raise VgenError(
+                f"Could not write {folder.parent}: {error}.",
+                tip="free some space, or choose another disk with --output.",
+            ) from error
     _write_json(folder / PLAN, plan)
     (folder / "README.md").write_text(readme, encoding="utf-8")
     _write_json(folder / CARD, _card(folder, parent, scheme))

@@ -24,8 +24,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1c1917; background: #fafaf9
   padding: 2rem 1.5rem 4rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.25rem 0 .5rem; }
 p { margin: .35rem 0; } .quiet { color: #57534e; }
-.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: .75rem; margin: 1.25rem 0; }
-.fact { background: #fff; border: 1px solid #e7e5e4; border-radius: 8px; padding: .6rem .9rem; }
+.facts { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.25rem 0; }
+.fact { background: #fff; border: 1px solid #e7e5e4; border-radius: 8px; padding: .6rem .9rem; flex: 1 1 9rem; }
 .fact b { display: block; font-size: 1.35rem; font-weight: 600; }
 table { border-collapse: collapse; background: #fff; } td, th { border: 1px solid #e7e5e4; padding: .25rem .6rem;
   text-align: right; font-variant-numeric: tabular-nums; } th { background: #f5f5f4; font-weight: 600; }
@@ -183,6 +183,7 @@ def _groups(report: Mapping[str, Any]) -> str:
     rows = "".join(
         f"<tr><td>{role}</td><td>{html.escape(group['serves'])}</td>"
         + "".join(f"<td>{_number(error)}</td>" for error in group["error_per_range"])
+        + f"<td>{_number(group['error'])}</td>"
         + f"<td>{100 * group['weights_of_8_bits'] / group['weights']:.0f} %</td></tr>"
         for role, group in report["groups"].items()
     )
@@ -190,8 +191,9 @@ def _groups(report: Mapping[str, Any]) -> str:
     ranges = "".join(f"<th>range {index + 1}</th>" for index in range(num_ranges))
     return (
         '<h2>Groups</h2><p class="quiet">What each group serves, and how much of it is off with the group alone at '
-        "4 bits, per range of noise levels, the noisiest first. A group gets 8 bits in proportion to its worst "
-        f'error.</p><div class="scroll"><table><tr><th></th><th>serves</th>{ranges}<th>of 8 bits</th></tr>{rows}'
+        "4 bits, per range of noise levels, the noisiest first, and in all. A group gets 8 bits in proportion to its "
+        f'error in all.</p><div class="scroll"><table><tr><th></th><th>serves</th>{ranges}'
+        f"<th>in all</th><th>of 8 bits</th></tr>{rows}"
         "</table></div>"
     )
 

@@ -9,6 +9,7 @@ weights are in memory once, so that its bits are the same at all noise levels; i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,19 @@ from vgen.quantization.scheme import WEIGHT_BITS, LayerFormat, Scheme
 
 if TYPE_CHECKING:
     from vgen.backbones import Backbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupError:
+    """How much of what a group serves is off, squared and relative: per range (NaN of nothing seen) and in all.
+
+    In all it is the sum of the errors over the sum of what is served: a range in which little is, such as of the
+    prompt's difference at the end, counts little.
+    """
+
+    per_range: list[float]
+    in_all: float
+
 
 SERVES = {
     SELF: "motion: the change from frame to frame of the velocity",
@@ -65,8 +79,8 @@ def worst(errors: Iterable[float]) -> float:
 
 def group_errors(
     backbone: Backbone, of: Sequence[Layer], scheme: Scheme, statistics: Statistics
-) -> dict[str, list[float]]:
-    """Return, per group and range, how much what the group serves is off with the group alone at the fewest bits."""
+) -> dict[str, GroupError]:
+    """Return, per group, how much what the group serves is off with the group alone at the fewest bits."""
     expected = {key: _evaluate(backbone, call) for key, call in statistics.calls.items()}
     found = {}
     for role in dict.fromkeys(layer.role for layer in of):
@@ -80,7 +94,11 @@ def group_errors(
         finally:
             for layer, linear in originals.items():
                 layers.replace(backbone, layer, linear)
-        found[role] = [_served(role, expected, made, range_) for range_ in range(RANGES)]
+        sums = [_served(role, expected, made, range_) for range_ in range(RANGES)]
+        off, served = (sum(part) for part in zip(*sums, strict=True))
+        found[role] = GroupError(
+            per_range=[one / whole if whole else float("nan") for one, whole in sums], in_all=off / max(served, 1e-30)
+        )
     return found
 
 
@@ -136,19 +154,16 @@ def _evaluate(backbone: Backbone, call: Call) -> Tensor:
 
 def _served(
     role: str, expected: Mapping[tuple[int, int], Tensor], made: Mapping[tuple[int, int], Tensor], range_: int
-) -> float:
-    """Return the relative squared error of what a group serves, in a range; NaN where nothing was seen.
+) -> tuple[float, float]:
+    """Return the squared error of what a group serves in a range, and the square of that; both 0 of nothing seen.
 
     Without an unconditional branch the text's difference is not known, and the velocity takes its place.
     """
-    keys = [key for key in expected if key[0] == range_]
-    if not keys:
-        return float("nan")
-    pairs = [(expected[key], made[key]) for key in keys]
-    if role == CROSS and len(keys) == 2:
+    pairs = [(expected[key], made[key]) for key in sorted(expected) if key[0] == range_]
+    if role == CROSS and len(pairs) == 2:
         (first, made_first), (second, made_second) = pairs
         pairs = [(first - second, made_first - made_second)]
-    elif role == SELF and pairs[0][0].shape[2] > 1:
-        pairs = [(one.diff(dim=2), other.diff(dim=2)) for one, other in pairs]
+    elif role == SELF:
+        pairs = [(one.diff(dim=2), other.diff(dim=2)) if one.shape[2] > 1 else (one, other) for one, other in pairs]
     off = sum(float((other - one).square().sum()) for one, other in pairs)
-    return off / max(sum(float(one.square().sum()) for one, _ in pairs), 1e-30)
+    return off, sum(float(one.square().sum()) for one, _ in pairs)
