@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -13,6 +11,7 @@ AT_ONCE = {"cpu": 2**21}
 AT_ONCE_ELSEWHERE = 2**28
 # Of the tokens: the smallest maximum that is not taken for zeros.
 TINY = 1e-30
+_EXACT: dict[str, bool] = {}  # by kind of device; a plain dict, which compiled code reads as it is
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,12 +55,17 @@ def name(device: str) -> str:
     return "int8" if is_exact(torch.device(device).type) else "simulated"
 
 
-@functools.cache
 def is_exact(device: str) -> bool:
-    """Return whether torch multiplies int8 matrices exactly on a device, which is tried.
+    """Return whether torch multiplies int8 matrices exactly on a device, which is tried once.
 
     On CPUs without instructions for it (VNNI) the sums of two products saturate.
     """
+    if device not in _EXACT:
+        _EXACT[device] = _try_products(device)
+    return _EXACT[device]
+
+
+def _try_products(device: str) -> bool:
     largest = torch.full((32, 64), 127, dtype=torch.int8, device=device)
     try:
         return bool((torch._int_mm(largest, largest.T) == 64 * 127**2).all())

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 MOST = 256  # multiplications per value, small beside the thousands of the layer itself
+# Plain dicts, which compiled code reads as they are.
+_FACTORS: dict[int, tuple[int, int]] = {}
+_MATRICES: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
 
 @functools.cache
@@ -35,18 +38,19 @@ def is_order(order: int) -> bool:
     return order == 1 or _is_paley(order)
 
 
-@functools.cache
 def factors(size: int) -> tuple[int, int]:
     """Return the orders (a, b) of the two Hadamard matrices whose product rotates blocks of a * b among `size`.
 
     Of the pairs for one block of all, the one that multiplies least; where there is none, or it multiplies more than
     `MOST` times per value, blocks of the largest power of two that divides the size.
     """
-    pair = _least_pair(size)
-    if pair is None or sum(pair) > MOST:
-        pair = _least_pair(size & -size)
-    assert pair is not None, "powers of two have a matrix"
-    return pair
+    if size not in _FACTORS:
+        pair = _least_pair(size)
+        if pair is None or sum(pair) > MOST:
+            pair = _least_pair(size & -size)
+        assert pair is not None, "powers of two have a matrix"
+        _FACTORS[size] = pair
+    return _FACTORS[size]
 
 
 def rotate(x: Tensor) -> Tensor:
@@ -74,9 +78,11 @@ def signs(size: int, seed: int) -> Tensor:
     return torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
 
 
-@functools.lru_cache(maxsize=64)
 def _matrix(order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return hadamard(order).to(device=device, dtype=dtype)
+    key = (order, dtype, device)
+    if key not in _MATRICES:
+        _MATRICES[key] = hadamard(order).to(device=device, dtype=dtype)
+    return _MATRICES[key]
 
 
 def _least_pair(block: int) -> tuple[int, int] | None:
