@@ -17,6 +17,7 @@ from vgen.errors import UsageError, VgenError, did_you_mean
 # Command -> the module whose `app` it is, imported when the command is used.
 COMMANDS = {
     "generate": "vgen.cli.generate",
+    "bench": "vgen.cli.bench",
     "decode": "vgen.cli.decode",
     "edit": "vgen.cli.edit",
     "invert": "vgen.cli.invert",
@@ -24,6 +25,7 @@ COMMANDS = {
     "eval": "vgen.cli.eval",
     "info": "vgen.cli.info",
     "models": "vgen.cli.models",
+    "quantize": "vgen.cli.quantize",
     "toyland": "vgen.cli.toyland",
     "train": "vgen.cli.train",
 }

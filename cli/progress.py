@@ -24,6 +24,10 @@ DOING = {
     "decode": "Decoding",
     "measure": "Measuring",
     "write": "Writing",
+    "calibrate": "Calibrating",
+    "quantize": "Quantizing",
+    "compare": "Making videos to compare",
+    "report": "Reading them",
 }
 
 

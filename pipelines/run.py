@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgen import checkpoints, files, hub, loras, manifest, offloading, outputs, runtime
+from vgen import checkpoints, files, hub, loras, manifest, offloading, outputs, quantization, runtime
 from vgen.batch import Failure, PlannedLine
 from vgen.errors import VgenError, is_out_of_memory
 from vgen.performance import Settings
@@ -251,6 +251,9 @@ class _Run:
         made["performance"] = self.performance(generation)
         if job.source is not None:
             made["rebuilt"] = True
+        if loaded.quantization:
+            how = quantization.arithmetic(loaded.quantization, self.backbone.runtime.device)
+            made["quantization"] = {"scheme": loaded.quantization, "arithmetic": how}
         if job.measure is not None:
             made["measured"] = job.measure(generation, self.backbone)
         if generation.sound is not None and job.output.suffix.lower() not in video.SOUND_ENCODERS:

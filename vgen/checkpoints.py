@@ -20,8 +20,11 @@ from vgen.loras import Lora
 Source = Literal["embedded", "folder", "hub"]
 
 # What the hub is asked for before anything heavy: enough to know the family, the sizes and the defaults.
-_CARD_PATTERNS = ("model_index.json", "*/config.json", "*/*_config.json")
+_CARD_PATTERNS = ("model_index.json", "vgen.json", "*/config.json", "*/*_config.json")
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+# What vgen writes into a folder of its own, and the newest version of it that this one reads.
+CARD, CARD_FORMAT = "vgen.json", 1
 
 # Hashing reads about 1 GB in a second: below this it is done before every load, above it when it is asked for.
 HASHED_AT_LOAD = 2 * 2**30
@@ -120,7 +123,8 @@ class Checkpoint:
     `knows` is one sentence on what a small model can show; it is empty for a model without such a limit. `permits` is
     one on the licence. `peak` and `download_gb` (in 10^9 bytes) are known for names of the catalogue, `components` for
     these and for weights that are on this machine. Of one on the hub, `revision` is the commit where it is known, and
-    `follows` the branch, tag or commit that was asked for (None: the newest).
+    `follows` the branch, tag or commit that was asked for (None: the newest). `quantization` is the scheme of one that
+    vgen has quantized.
     """
 
     name: str
@@ -142,6 +146,7 @@ class Checkpoint:
     peak: Peak = Peak()
     loras: tuple[Lora, ...] = ()
     follows: str | None = None
+    quantization: str = ""
 
     @property
     def anchored_name(self) -> str:
@@ -362,7 +367,9 @@ def _of_hub(name: str, repo: str, revision: str | None) -> Checkpoint:
 
 
 def _described(name: str, folder: Path, *, source: Source, repo: str | None, revision: str | None) -> Checkpoint:
-    """Build a checkpoint from what its own configuration files say."""
+    """Build a checkpoint from what its own configuration files say, or from the card of one that vgen has written."""
+    if (folder / CARD).is_file():
+        return _from_card(name, folder, source=source, repo=repo, revision=revision)
     index = _read_json(folder / "model_index.json")
     pipeline = str(index.get("_class_name"))
     families: dict[str, Any] = _catalogue()["families"]
@@ -415,6 +422,46 @@ def _weight_files(component: Path) -> list[Path]:
     for shards in sorted(component.glob("*.safetensors.index.json")):
         return [component / shard for shard in sorted(set(_read_json(shards)["weight_map"].values()))]
     return [path for path in sorted(component.glob("*.safetensors")) if path.name.count(".") == 1]
+
+
+def _from_card(name: str, folder: Path, *, source: Source, repo: str | None, revision: str | None) -> Checkpoint:
+    card = _read_json(folder / CARD)
+    written = card.get("format")
+    if isinstance(written, int) and written > CARD_FORMAT:
+        raise CheckpointError(
+            f'"{name}" was written by a newer vgen ({card.get("vgen")}): its format is {written}, and this one reads '
+            f"up to {CARD_FORMAT}.",
+            tip="update vgen.",
+        )
+    try:
+        return Checkpoint(
+            name=name,
+            family=card["family"],
+            source=source,
+            folder=folder,
+            repo=repo,
+            revision=revision,
+            licence=card["licence"],
+            permits=card["permits"],
+            files=tuple(CheckpointFile(**file) for file in card["files"]),
+            defaults=_defaults(card["defaults"]),
+            knows=card["knows"],
+            rules=Rules(**card["rules"]),
+            can=Capabilities(**card["can"]),
+            sizes=tuple((width, height) for width, height in card["sizes"]),
+            quantization=card["quantization"],
+            # Two bytes count as a parameter, as of other weights: those of integers are fewer than their number tells.
+            components=tuple(
+                replace(part, parameters=sum(path.stat().st_size for path in _weight_files(folder / part.name)) // 2)
+                if part.name in ("transformer", "transformer_2")
+                else part
+                for part in _components(folder)
+            ),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / CARD} is damaged: {error!r}.", tip="copy or write the folder again."
+        ) from error
 
 
 def _defaults(values: Mapping[str, Any]) -> Defaults:

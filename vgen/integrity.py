@@ -25,6 +25,14 @@ class CheckpointFile:
     sha256: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """A tensor in a safetensors file: its shape and its bytes."""
+
+    shape: tuple[int, ...]
+    num_bytes: int
+
+
 def sha256(path: Path) -> str:
     """Return the sha256 of a file in hex."""
     with path.open("rb") as file:
@@ -78,6 +86,16 @@ def num_parameters(path: Path) -> int:
         return sum(math.prod(entry["shape"]) for entry in _header(path, "")[1].values())
     except (KeyError, TypeError) as error:
         raise _no_safetensors(path, "") from error
+
+
+def tensors(path: Path, *, tip: str) -> dict[str, StoredTensor]:
+    """Return what a whole safetensors file holds, as its header says; raise `CheckpointError` where it is none."""
+    header = check_safetensors(path, tip=tip)
+    return {
+        name: StoredTensor(shape=tuple(entry["shape"]), num_bytes=entry["data_offsets"][1] - entry["data_offsets"][0])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 def pickle_refused(where: str, pickle: str, *, tip: str | None = None) -> CheckpointError:

@@ -44,7 +44,7 @@ def build(
         "device": runtime.device,
         "dtype": runtime.dtype,
         "sampler": plan.sampler,
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions()},
         "timings": {stage: round(seconds, 3) for stage, seconds in timings.items()},
     }
 
@@ -121,7 +121,7 @@ def differences(manifest: Manifest, checkpoint: Checkpoint) -> list[str]:
         for lora in map(loras.identify, checkpoint.loras)
         if lora.sha256 is not None and lora.sha256 not in hashes
     ]
-    for library, version in _versions().items():
+    for library, version in versions().items():
         was = manifest["versions"].get(library)
         if was != version:
             found.append(f"The video was made with {library} {was} and this is {version}, so the frames may differ.")
@@ -161,7 +161,8 @@ def _files(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     ]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that the frames depend on."""
     return {name: metadata.version(name) for name in LIBRARIES}
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,6 +89,7 @@ def load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any
         folder = checkpoint.folder / name
         if not options:
             return component.from_pretrained(folder, local_files_only=True)
+        learn_quantization(folder)
         with no_progress_bars():
             model, info = component.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
@@ -115,6 +117,15 @@ def load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any
 
         lora.merge(model, checkpoint, name)
     return model.eval()
+
+
+def learn_quantization(folder: Path) -> None:
+    """Teach diffusers to load a component's folder where vgen has quantized it."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("quantization_config", {}).get("quant_method") == "vgen":
+        from vgen.quantization import loading
+
+        loading.register()
 
 
 def load_scheduler(checkpoint: Checkpoint, entry: Any) -> Any:

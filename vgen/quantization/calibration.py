@@ -1,0 +1,125 @@
+"""What layers see while a model makes videos: the largest value of every channel, and some tokens.
+
+Kept apart for ranges of noise levels and for the branches of guidance, since both change what channels hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vgen.backbones import Shot, TextCondition
+from vgen.quantization import layers
+from vgen.quantization.layers import Layer
+
+if TYPE_CHECKING:
+    from vgen.backbones import Backbone
+
+RANGES = 4  # of the noise levels, equally wide, the noisiest first
+BRANCHES = ("conditional", "unconditional")
+TOKENS = 16  # per layer, range and branch, for the error of its outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One evaluation of the model, to be repeated: the arguments of `Backbone.velocity` by position and by name."""
+
+    range: int
+    branch: int
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class Statistics:
+    """What was seen so far. Memory does not grow with the number of videos.
+
+    `maxima` has float32 [RANGES, BRANCHES, K] per layer's path, `tokens` [TOKENS, K] per path, range and branch, and
+    `calls` one evaluation of the model per range and branch.
+    """
+
+    maxima: dict[str, Tensor] = field(default_factory=dict)
+    tokens: dict[str, dict[tuple[int, int], Tensor]] = field(default_factory=dict)
+    calls: dict[tuple[int, int], Call] = field(default_factory=dict)
+    num_evaluations: int = 0
+
+    def act_max(self, layer: Layer) -> Tensor:
+        """Return the largest value of each input of a layer, in any range and branch, [K]."""
+        return self.maxima[layer.path].amax((0, 1))
+
+    def see(self, layer: Layer, x: Tensor, range_: int, branch: int) -> None:
+        """Take inputs [..., K] into account."""
+        rows = x.detach().reshape(-1, x.shape[-1])
+        maxima = self.maxima.setdefault(layer.path, torch.zeros(RANGES, len(BRANCHES), x.shape[-1]))
+        largest = rows.abs().amax(0).float().cpu()
+        maxima[range_, branch] = torch.maximum(maxima[range_, branch], largest)
+        tokens = self.tokens.setdefault(layer.path, {})
+        if (range_, branch) not in tokens:
+            tokens[range_, branch] = rows[:: -(-len(rows) // TOKENS)].cpu()
+
+
+class Observed:
+    """A backbone that tells statistics what its layers see, and makes no frames: calibration needs latents alone."""
+
+    def __init__(self, backbone: Backbone, statistics: Statistics) -> None:
+        self.backbone = backbone
+        self.statistics = statistics
+        self.range_, self.branch = 0, 0
+        self.conditional: list[TextCondition] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backbone, name)
+
+    def encode_prompt(self, prompts: Sequence[str], images: Any = None) -> list[TextCondition]:
+        """Return the backbone's texts; the first of a generation are the conditional branch."""
+        texts = self.backbone.encode_prompt(prompts, images)
+        if not self.conditional:
+            self.conditional = texts
+        return texts
+
+    def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition, *rest: Any, **options: Any) -> Tensor:
+        """Return the backbone's velocity, with range and branch noted for the hooks."""
+        self.range_ = range_of(float(sigma))
+        self.branch = 0 if any(text is own for own in self.conditional) else 1
+        self.statistics.num_evaluations += 1
+        call = Call(
+            range=self.range_, branch=self.branch, arguments=(latents.clone(), sigma, text, *rest), options=options
+        )
+        self.statistics.calls.setdefault((self.range_, self.branch), call)
+        return self.backbone.velocity(latents, sigma, text, *rest, **options)
+
+    def decode(self, latents: Tensor, shot: Shot) -> Tensor:
+        """Return black frames."""
+        return torch.zeros(1, shot.num_frames, shot.height, shot.width, 3, dtype=torch.uint8)
+
+    def decode_sound(self, latents: Tensor, shot: Shot) -> None:
+        """Return None."""
+
+
+def range_of(sigma: float) -> int:
+    """Return which range a noise level from 1 to 0 is in, counted from the noisiest."""
+    return min(RANGES - 1, max(0, int((1 - sigma) * RANGES)))
+
+
+@contextmanager
+def observing(backbone: Backbone, watched: Sequence[Layer], statistics: Statistics) -> Iterator[Observed]:
+    """Yield the backbone with layers watched, for one generation."""
+    observed = Observed(backbone, statistics)
+
+    def hook(layer: Layer) -> Any:
+        def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            statistics.see(layer, inputs[0], observed.range_, observed.branch)
+
+        return see
+
+    handles = [layers.linear(backbone, layer).register_forward_pre_hook(hook(layer)) for layer in watched]
+    try:
+        yield observed
+    finally:
+        for handle in handles:
+            handle.remove()

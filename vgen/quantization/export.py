@@ -1,0 +1,196 @@
+"""A quantized model on disk: a folder in diffusers' layout that tells what it was made of.
+
+Beside the components there are vgen.json, what resolving, verifying and running it needs, and quantization.json, the
+bits and errors of every layer. The transformers' config.json names the method and each layer's format.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import vgen
+from vgen import integrity, manifest
+from vgen.checkpoints import CARD, CARD_FORMAT, Checkpoint
+from vgen.errors import UsageError, VgenError
+from vgen.hub import readable
+from vgen.quantization.layers import COMPONENTS, Layer
+from vgen.quantization.scheme import LayerFormat
+
+if TYPE_CHECKING:
+    from vgen.backbones import Backbone
+
+PLAN = "quantization.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+SPARE = 2**20  # bytes, for what is small: configurations, the card, the report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Bytes: of the quantized layers in bfloat16 and after, and of the whole folder's weights before and after."""
+
+    layers_before: int
+    layers_after: int
+    before: int
+    after: int
+
+    @property
+    def share(self) -> float:
+        """What the quantized layers take, of what they take in bfloat16."""
+        return self.layers_after / self.layers_before
+
+
+def sizes(checkpoint: Checkpoint, layers: Sequence[Layer], formats: Mapping[Layer, LayerFormat]) -> Sizes:
+    """Return the sizes of an export; parameters that stay as they are count as they are stored."""
+    assert checkpoint.folder is not None
+    quantized = {(layer.component, f"{layer.name}.weight") for layer in layers}
+    before = after = 0
+    for path in _copied(checkpoint.folder):
+        before += path.stat().st_size
+        after += path.stat().st_size
+    for component in COMPONENTS:
+        for path in (checkpoint.folder / component).glob("*.safetensors"):
+            for name, tensor in integrity.tensors(path, tip="get the file anew.").items():
+                before += tensor.num_bytes
+                after += 0 if (component, name) in quantized else tensor.num_bytes
+    layers_after = sum(formats[layer].num_bytes(layer.in_features, layer.out_features) for layer in layers)
+    return Sizes(
+        layers_before=2 * sum(layer.num_weights for layer in layers),
+        layers_after=layers_after,
+        before=before,
+        after=after + layers_after,
+    )
+
+
+def check_parent(checkpoint: Checkpoint) -> None:
+    """Raise `UsageError` for a model that is quantized already, by vgen or by another tool."""
+    by = f"vgen as {checkpoint.quantization}" if checkpoint.quantization else None
+    if by is None and checkpoint.folder is not None:
+        for component in COMPONENTS:
+            path = checkpoint.folder / component / "config.json"
+            config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            if "quantization_config" in config:
+                by = str(config["quantization_config"].get("quant_method", "another tool"))
+    if by is not None:
+        raise UsageError(
+            f'"{checkpoint.name}" is quantized already, by {by}.', tip="give the model that it was made of."
+        )
+
+
+def check_space(output: Path, num_bytes: int) -> None:
+    """Raise `VgenError` unless the disk of a folder to be has room for so many bytes."""
+    existing = next(parent for parent in output.resolve().parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if num_bytes + SPARE > free:
+        raise VgenError(
+            f"The export takes {readable(num_bytes)}, and {existing} has {readable(free)} left.",
+            tip="free some space, or choose another disk with --output.",
+        )
+
+
+def write(
+    folder: Path,
+    backbone: Backbone,
+    formats: Mapping[Layer, LayerFormat],
+    *,
+    scheme: str,
+    plan: Mapping[str, Any],
+    readme: str,
+) -> None:
+    """Write a backbone, whose layers are quantized, to a new folder; `plan` becomes quantization.json."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    from vgen.quantization import layers as of_backbone
+
+    parent = backbone.checkpoint
+    assert parent.folder is not None
+    folder.mkdir(parents=True)
+    for path in _copied(parent.folder):
+        target = folder / path.relative_to(parent.folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    for component, model in of_backbone.components(backbone).items():
+        (folder / component).mkdir()
+        config = json.loads((parent.folder / component / "config.json").read_text(encoding="utf-8"))
+        config["quantization_config"] = {
+            "quant_method": "vgen",
+            "format": CARD_FORMAT,
+            "scheme": scheme,
+            "layers": {
+                layer.name: asdict(format) for layer, format in formats.items() if layer.component == component
+            },
+        }
+        _write_json(folder / component / "config.json", config)
+        state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+        try:
+            save_file(state, folder / component / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:  # What the system refuses is one of these, and no OSError.
+            raise VgenError(
+                f"Could not write {folder.parent}: {error}.",
+                tip="free some space, or choose another disk with --output.",
+            ) from error
+    _write_json(folder / PLAN, plan)
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+    _write_json(folder / CARD, _card(folder, parent, scheme))
+
+
+def model_card(checkpoint: Checkpoint, scheme: str, sizes: Sizes, measured: Sequence[str]) -> str:
+    """Return the README of an export: what it is, how it runs, what it takes and what was measured."""
+    parent = checkpoint.anchored_name
+    licence = checkpoint.licence or "that of the original model"
+    lines = [
+        "---",
+        "library_name: vgen",
+        f"tags: [quantized, {scheme.partition(':')[0]}, text-to-video]",
+        "---",
+        f"# {parent}, quantized: {scheme}",
+        "",
+        f"Made by vgen {vgen.__version__} of `{parent}` (family {checkpoint.family}). Licence: {licence}.",
+        "",
+        '    vgen generate "..." --model FOLDER',
+        "",
+        f"The quantized layers take {readable(sizes.layers_after)}, {sizes.share:.3f} of what they take in bfloat16.",
+        "`quantization.json` has the bits and the error of each and lists what stays as it was; `report.html` has",
+        "what it cost. Only vgen reads this folder: other tools know neither the balancing nor the packed integers.",
+        *(["", "## Measured", "", *(f"* {line}" for line in measured)] if measured else []),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _card(folder: Path, parent: Checkpoint, scheme: str) -> dict[str, Any]:
+    return {
+        "format": CARD_FORMAT,
+        "vgen": vgen.__version__,
+        "versions": manifest.versions(),
+        "quantization": scheme,
+        "parent": manifest.identity(parent),
+        "family": parent.family,
+        "licence": parent.licence,
+        "permits": parent.permits,
+        "knows": parent.knows,
+        "defaults": asdict(parent.defaults),
+        "rules": asdict(parent.rules),
+        # LoRAs are merged before: what is quantized has no weights to add them to.
+        "can": {**asdict(parent.can), "lora": False},
+        "sizes": parent.sizes,
+        "files": [asdict(file) for file in integrity.describe_files(folder)],
+    }
+
+
+def _copied(folder: Path) -> list[Path]:
+    """Return the files of a checkpoint that an export has as they are: those of all parts but the transformers."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    parts = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] and name not in COMPONENTS]
+    found = [folder / "model_index.json"]
+    for part in parts:
+        found += sorted(path for path in (folder / part).rglob("*") if path.is_file())
+    return found
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,100 @@
+"""How diffusers' own loader learns to load a model that vgen has quantized.
+
+diffusers asks a quantizer, by the method that config.json names, to put its layers in place before the weights arrive.
+This is that quantizer, so that dtypes, shards and missing weights are handled as for any other model. A diffusers
+without vgen refuses such a folder: it does not know the method.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import torch
+from diffusers.quantizers import auto
+from diffusers.quantizers.base import DiffusersQuantizer
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+from torch import Tensor, nn
+
+from vgen.quantization.linear import QuantizedLinear
+from vgen.quantization.scheme import LayerFormat
+
+
+class Method(StrEnum):
+    """The name in config.json."""
+
+    VGEN = "vgen"
+
+
+class VgenQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """What config.json says under `quantization_config`: the format's version, the scheme, each layer's format."""
+
+    def __init__(self, **values: Any) -> None:
+        self.quant_method = Method.VGEN
+        self.format: int = values["format"]
+        self.scheme: str = values["scheme"]
+        self.layers: dict[str, dict[str, Any]] = values["layers"]
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return all values: none has a default to leave out."""
+        values: dict[str, Any] = self.to_dict()
+        return values
+
+
+class VgenQuantizer(DiffusersQuantizer):  # type: ignore[misc]
+    """Puts `QuantizedLinear` where the configuration says."""
+
+    use_keep_in_fp32_modules = True
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        for name, values in self.quantization_config.layers.items():
+            parent, _, child = name.rpartition(".")
+            linear = model.get_submodule(name)
+            assert isinstance(linear, nn.Linear), "the configuration and the class are the parent's"
+            format = LayerFormat(**values)
+            made = QuantizedLinear(linear.in_features, linear.out_features, format, bias=linear.bias is not None)
+            setattr(model.get_submodule(parent), child, made)
+
+    def check_if_quantized_param(
+        self, model: nn.Module, param_value: Tensor, param_name: str, state_dict: dict[str, Any], **kwargs: Any
+    ) -> bool:
+        """Return whether a tensor is a buffer of a quantized layer, which keeps its dtype."""
+        parent, _, name = param_name.rpartition(".")
+        return name != "bias" and parent in self.quantization_config.layers
+
+    def create_quantized_param(
+        self,
+        model: nn.Module,
+        param_value: Tensor,
+        param_name: str,
+        target_device: Any,
+        state_dict: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Put a tensor in place as it was stored: the loader's has been cast to the model's dtype."""
+        parent, _, name = param_name.rpartition(".")
+        setattr(model.get_submodule(parent), name, state_dict[param_name].to(target_device))
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        return model
+
+    def update_torch_dtype(self, torch_dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype of what is not quantized, as it was asked for."""
+        return torch_dtype
+
+    @property
+    def is_serializable(self) -> bool:
+        """Return that it can be saved."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Return that it cannot be trained."""
+        return False
+
+
+def register() -> None:
+    """Make diffusers know the method; more than once does no harm."""
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[Method.VGEN.value] = VgenQuantizationConfig
+    auto.AUTO_QUANTIZER_MAPPING[Method.VGEN.value] = VgenQuantizer
