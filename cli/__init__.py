@@ -17,11 +17,14 @@ from vgen.errors import UsageError, VgenError, did_you_mean
 # Command -> the module whose `app` it is, imported when the command is used.
 COMMANDS = {
     "generate": "vgen.cli.generate",
+    "compare": "vgen.cli.compare",
     "decode": "vgen.cli.decode",
     "doctor": "vgen.cli.doctor",
     "eval": "vgen.cli.eval",
     "info": "vgen.cli.info",
     "models": "vgen.cli.models",
+    "attention": "vgen.cli.attention",
+    "bench": "vgen.cli.bench",
     "toyland": "vgen.cli.toyland",
     "train": "vgen.cli.train",
 }

@@ -97,7 +97,9 @@ def test_every_kernel_gives_what_attention_with_the_expanded_mask_gives(
 def test_every_pattern_at_density_1_equals_dense_attention(name: str, kernel: str) -> None:
     grid = (5, 4, 7)  # nothing divides anything
     whole = {"tile": ",global=5", "adaspa": ",sparsity=0,adaptive=false,warmup=0", "sliding-tile": ",window=9x9x9"}
-    options = whole.get(name, ",width=16" if name == "radial" else "") + (",tile=2x2x4" if name == "sliding-tile" else "")
+    options = whole.get(name, ",width=16" if name == "radial" else "") + (
+        ",tile=2x2x4" if name == "sliding-tile" else ""
+    )
     pattern = attention.parse(f"{name}:kernel={kernel},block=16{options}")
     q, k, v = normal(2, math.prod(grid) + 9)
     layout = laid_out(pattern, grid, 9)

@@ -19,8 +19,8 @@ def parse(text: str, registry: Mapping[str, Callable[..., T]], *, what: str) -> 
 
     The options of an entry are its keyword-only parameters whose default is a bool, int, float or str; a frozen,
     keyword-only dataclass is therefore an entry too, and calling the result constructs (and validates) it. A parameter
-    `global_` is the option `global`. `what` names the kind of thing in messages ("sampler"). Raises `UsageError` for an unknown name or option, an option
-    given twice, and a value of another type.
+    `global_` is the option `global`. `what` names the kind of thing in messages ("sampler"). Raises `UsageError` for
+    an unknown name or option, an option given twice, and a value of another type.
     """
     name, separator, rest = text.strip().partition(":")
     if name not in registry:
@@ -52,7 +52,9 @@ def parse(text: str, registry: Mapping[str, Callable[..., T]], *, what: str) -> 
 def defaults(target: Callable[..., object]) -> dict[str, Any]:
     """Return the options of an entry of a registry, and their defaults."""
     parameters = inspect.signature(target).parameters.values()
-    return {p.name.rstrip("_"): p.default for p in parameters if p.kind is p.KEYWORD_ONLY and type(p.default) in _EXPECTED}
+    return {
+        p.name.rstrip("_"): p.default for p in parameters if p.kind is p.KEYWORD_ONLY and type(p.default) in _EXPECTED
+    }
 
 
 def _example(what: str, name: str, defaults: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vgen import options
+from vgen.attention import kernels as kernels
 from vgen.attention.adaspa import AdaSpa
 from vgen.attention.dense import Dense
 from vgen.attention.patterns import Pattern

@@ -74,8 +74,8 @@ class AdaSpa(Options):
         from vgen.attention.blocks import BlockMask, pack, unpack
 
         warmup = round(self.warmup * site.num_steps)
-        due = [round(share * site.num_steps) for share in self.search_shares()]
-        due = max([step for step in due if step <= site.step], default=0)
+        searches = [round(share * site.num_steps) for share in self.search_shares()]
+        due = max([step for step in searches if step <= site.step], default=0)
         memory = site.memory
         if site.step < warmup:
             return Choice()
@@ -115,7 +115,8 @@ def dense_with_lse(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float
     if q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16):
         found = torch.ops.aten._scaled_dot_product_flash_attention(q, keys, values, scale=scale)
         return found[0], found[1].float()
-    lse = torch.cat([(rows @ keys.mT).float().mul_(scale).logsumexp(-1) for rows in q.split(layout.block, dim=2)], -1)
+    parts = torch.split(q, layout.block, dim=2)
+    lse = torch.cat([(rows @ keys.mT).float().mul_(scale).logsumexp(-1) for rows in parts], -1)
     return torch.nn.functional.scaled_dot_product_attention(q, keys, values, scale=scale), lse
 
 
@@ -151,7 +152,9 @@ def select(
     others = _gathered(recalls, num_heads or mass.shape[1])
     order = others.argsort(dim=-1)
     easy = (others > RECALL_TO_SPARE).sum(-1, keepdim=True).clamp(max=others.shape[-1] // 2)
-    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    )
     change = torch.where(rank < easy, spared, torch.where(rank >= others.shape[-1] - easy, -spared, 0))
     return with_text(kept(count + _own(change, mass.shape[1])), layout)
 

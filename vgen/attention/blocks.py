@@ -39,7 +39,7 @@ class Layout:
 
     @functools.cached_property
     def _is_in_order(self) -> bool:
-        return bool((self.order[: self.num_tokens] == torch.arange(self.num_tokens, device=self.order.device)).all())
+        return torch.equal(self.order[: self.num_tokens], torch.arange(self.num_tokens, device=self.order.device))
 
     @functools.cached_property
     def _places(self) -> Tensor:
@@ -88,7 +88,9 @@ class BlockMask:
     def sparsity(self) -> float:
         """The share of the pairs of tokens that is left out, from 0 to 1; pairs with padding do not count."""
         sizes = self.layout.sizes.double()
-        pairs = torch.einsum("i,j,bhij->", sizes, sizes, self.kept.double()) / (self.kept.shape[0] * self.kept.shape[1])
+        pairs = torch.einsum("i,j,bhij->", sizes, sizes, self.kept.double()) / (
+            self.kept.shape[0] * self.kept.shape[1]
+        )
         return 1 - (pairs / sizes.sum() ** 2).item()
 
     @functools.cached_property
@@ -115,8 +117,10 @@ def with_text(video: Tensor, layout: Layout) -> BlockMask:
 
 def pack(kept: Tensor) -> Tensor:
     """Return bool [..., N] as bits, uint8 [..., ceil(N / 8)]: what is remembered of a mask."""
-    bits = torch.nn.functional.pad(kept, (0, -kept.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    return (bits.to(torch.uint8) << torch.arange(8, device=kept.device, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    padded = torch.nn.functional.pad(kept, (0, -kept.shape[-1] % 8))
+    bits = padded.view(*kept.shape[:-1], -1, 8).to(torch.uint8)
+    packed: Tensor = (bits << torch.arange(8, device=kept.device, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    return packed
 
 
 def unpack(bits: Tensor, num_blocks: int) -> Tensor:

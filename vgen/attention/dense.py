@@ -27,7 +27,9 @@ class Dense(Options):
         """Return no mask, or with a kernel one that keeps everything."""
         if self.kernel == "auto":
             return Choice()
+        import torch
+
         from vgen.attention.blocks import with_text
 
         video = layout.num_blocks - layout.num_text_blocks
-        return Choice(mask=with_text(q.new_ones((video, video), dtype=bool), layout))
+        return Choice(mask=with_text(torch.ones(video, video, dtype=torch.bool, device=q.device), layout))

@@ -14,8 +14,8 @@ def block_mass(q: Tensor, k: Tensor, layout: Layout, scale: float, lse: Tensor |
     """Return the sums of softmax(q k^T * scale) over each block, float32 [B, H, N, N].
 
     q, k [B, H, N * block, D] in the order of the layout's blocks. With `lse` [B, H, N * block], the logarithm of each
-    row's sum of exponentials, one pass suffices (the second of AdaSpa's fused online search, arXiv:2502.21079); without
-    it, each row is normalised by itself. Of rows without a token nothing is counted. No more than a few rows of scores
+    row's sum of exponentials, one pass suffices (the second of AdaSpa's fused online search, arXiv:2502.21079);
+    without it, each row is normalised by itself. Rows without a token do not count. No more than a few rows of scores
     are held at a time.
     """
     blocks, b = layout.num_blocks, layout.block
@@ -28,7 +28,7 @@ def block_mass(q: Tensor, k: Tensor, layout: Layout, scale: float, lse: Tensor |
         scores = (q[:, :, part] @ keys).float().mul_(scale).masked_fill_(padded, -torch.inf)
         rest = scores.logsumexp(-1, keepdim=True) if lse is None else lse[:, :, part, None]
         weights = (scores - rest).exp_().masked_fill_(padded[part, None], 0)
-        found.append(weights.unflatten(-1, (blocks, b)).sum(-1).unflatten(-2, (-1, b)).sum(-2))
+        found.append(weights.view(*q.shape[:2], -1, b, blocks, b).sum((3, 5)))
     return torch.cat(found, dim=2)
 
 

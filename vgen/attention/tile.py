@@ -48,8 +48,8 @@ class Tile(Options):
         plan = read_plan(Path(self.plan))
         if len(plan["layers"]) != num_layers or plan["grid"][0] != grid[0]:
             raise UsageError(
-                f"The plan {self.plan} is for {len(plan['layers'])} layers and {plan['grid'][0]} latent frames, but the "
-                f"model has {num_layers} and the video {grid[0]}.",
+                f"The plan {self.plan} is for {len(plan['layers'])} layers and {plan['grid'][0]} latent frames, but "
+                f"the model has {num_layers} and the video {grid[0]}.",
                 tip="search again for this model and length: vgen attention search.",
             )
 
@@ -107,5 +107,7 @@ def read_plan(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UsageError(f"There is no plan {path}.", tip="make one with: vgen attention search -o FILE.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is no plan of tiles: {error}.", tip="make one with: vgen attention search.") from error
+        raise UsageError(
+            f"{path} is no plan of tiles: {error}.", tip="make one with: vgen attention search."
+        ) from error
     return dict(plan)

@@ -1,7 +1,7 @@
 """Block-sparse attention on a CPU, by a small kernel that is compiled once for each machine (`block_sparse.cpp`).
 
-It runs at the speed that the mask promises, which gathering does not in float32, and keeps its sums in float32, which
-torch's batched products do not in bfloat16. Where it cannot be compiled, `gather` takes its place, and `bound` says so.
+It runs at the speed that the mask promises, which gathering does not, and keeps its sums in float32, which torch's
+batched products do not in bfloat16. Where it cannot be compiled, `gather` takes its place, and `bound` says so.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> Te
     if q.dtype == torch.float32:
         k_blocks = k_blocks.mT.contiguous()
     else:
-        k_blocks = k_blocks.unflatten(-1, (-1, 2)).transpose(2, 3).contiguous()
-        v_blocks = v_blocks.unflatten(2, (-1, 2)).transpose(3, 4).contiguous()
+        k_blocks = k_blocks.view(-1, blocks, b, dim // 2, 2).transpose(2, 3).contiguous()
+        v_blocks = v_blocks.view(-1, blocks, b // 2, 2, dim).transpose(3, 4).contiguous()
     starts, keys = _rows(mask, batch, heads)
     out = torch.empty_like(q_blocks)
     torch.ops.vgen.block_sparse(q_blocks, k_blocks, v_blocks, starts, keys, mask.layout.sizes.int(), out, scale)
@@ -64,7 +64,7 @@ def why_not_compiled() -> str | None:
         library = _library(compiler)
         if not library.exists():
             _compile(compiler, library)
-        torch.ops.load_library(str(library))
+        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         return said.strip().splitlines()[0] if said.strip() else type(error).__name__
@@ -75,7 +75,7 @@ def why_not_compiled() -> str | None:
 def _dtypes() -> tuple[torch.dtype, ...]:
     """Return the number formats that oneDNN's small matrix kernel multiplies on this CPU."""
     can = torch.cpu.get_capabilities()
-    if not torch.backends.mkldnn.is_available() or not can.get("avx2", False):
+    if not torch._C._has_mkldnn or not can.get("avx2", False):
         return ()
     return (torch.float32, torch.bfloat16) if can.get("avx512_bf16", False) else (torch.float32,)
 

@@ -18,7 +18,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: blocks.BlockMask, scale: float
 
 
 def block_mask(mask: blocks.BlockMask) -> Any:
-    """Return the mask as FlexAttention takes it: full blocks as they are, ragged ones with the mask of their places."""
+    """Return the mask as FlexAttention takes it: full blocks, and ragged ones with a mask of places."""
     from torch.nn.attention.flex_attention import BlockMask
 
     b = mask.layout.block

@@ -118,7 +118,7 @@ def _mass(  # type: ignore[no-untyped-def]
     queries = tl.load(q + at, mask=inside, other=0.0)
     rest = tl.load(lse + head * length + row * B + places) * 1.4426950408889634
     is_query = places < tl.load(sizes + row)
-    for block in range(0, blocks):
+    for block in range(blocks):
         key_at = head * length * D + (block * B + places)[:, None] * D + columns[None, :]
         scores = tl.dot(queries, tl.trans(tl.load(k + key_at, mask=inside, other=0.0)), input_precision="ieee") * scale
         counts = is_query[:, None] & (places[None, :] < tl.load(sizes + block))

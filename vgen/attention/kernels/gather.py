@@ -42,7 +42,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> Te
         kept = mask.kept.expand(batch, heads, -1, -1).flatten(0, 1)
         counts = kept.sum(-1)
         for row in range(blocks):
-            for count in counts[:, row].unique().tolist():
+            for count in sorted(set(counts[:, row].tolist())):
                 of = (counts[:, row] == count).nonzero()[:, 0]
                 ask(torch.tensor([row], device=q.device), of, kept[of, row].nonzero()[:, 1].view(len(of), count))
     return out.view_as(q)
@@ -50,5 +50,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> Te
 
 def _alike(kept: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Return (blocks that are seen, rows that see them) of a mask bool [N, N], each set of blocks once."""
-    sets, which = kept.unique(dim=0, return_inverse=True)
+    sets, which = torch.unique(kept, dim=0, return_inverse=True)
     return [(one.nonzero()[:, 0], (which == i).nonzero()[:, 0]) for i, one in enumerate(sets)]
