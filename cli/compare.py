@@ -89,9 +89,10 @@ def compare(
     for name in ("fast", "plain"):
         run = report[name]
         recall = "" if run["recall"] is None else f"  recall {run['recall']:.3f}"
+        cached = f", cache {run['cache']}" if run["cache"] else ""
         print(
-            f"{run['attention']} ({run['kernel']}){f', cache {run["cache"]}' if run['cache'] else ''}: denoise {run['denoise_s']:.2f} s, attention alone "
-            f"{run['attention_s']:.2f} s, left out {run['sparsity']:.1%} of the pairs{recall}"
+            f"{run['attention']} ({run['kernel']}){cached}: denoise {run['denoise_s']:.2f} s, attention "
+            f"alone {run['attention_s']:.2f} s, left out {run['sparsity']:.1%} of the pairs{recall}"
         )
     for layer in report["fast"]["layers"]:
         recall = "" if layer["recall"] is None else f"  recall {layer['recall']:.3f}"

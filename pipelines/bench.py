@@ -187,4 +187,5 @@ def _block_of(family: str, config: dict[str, int], grid: Grid, chosen: Runtime) 
         name: value.to(device, dtype if value.is_floating_point() and name != "timestep" else None)
         for name, value in inputs.items()
     }
-    return transformer.to(device, dtype).eval(), moved
+    # Not diffusers' own `to`, which warns of parts that trained weights need in float32.
+    return torch.nn.Module.to(transformer, device, dtype).eval(), moved

@@ -393,3 +393,35 @@ def test_a_kernel_that_cannot_be_used_here_says_why() -> None:
 def test_global_frames_are_those_of_the_video() -> None:
     with pytest.raises(UsageError, match="9 global frames are more than the 5"):
         attention.parse("tile:global=9").check((5, 4, 4), 2)
+
+
+# --- several processes
+
+SHARED_HEADS = """
+import sys
+import torch
+from tests.test_attention import one_group
+from vgen.attention import adaspa
+
+rank, world, path = int(sys.argv[1]), 2, sys.argv[2]
+torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=world)
+layout = one_group(320, 16)
+sharpness = torch.tensor([9.0, 1, 1, 9])[:, None, None]
+mass = (torch.randn(1, 4, 20, 20, generator=torch.Generator().manual_seed(0)) * sharpness).softmax(-1)
+whole = adaspa.select(mass, layout, 0.8).kept
+assert len(set(whole.sum(-1)[0, :, 0].tolist())) > 1
+own = adaspa.select(mass[:, 2 * rank : 2 * rank + 2], layout, 0.8, num_heads=4).kept
+assert torch.equal(own, whole[:, 2 * rank : 2 * rank + 2])
+"""
+
+
+def test_processes_that_share_the_heads_choose_what_one_would(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    root = Path(__file__).parent.parent
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", SHARED_HEADS, str(rank), str(tmp_path / "meet")], cwd=root)
+        for rank in range(2)
+    ]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]

@@ -230,8 +230,8 @@ def _check_attention(made: Plan) -> None:
     _, ring = parallel.degrees(made.context_parallel, made.gpus)
     if ring > 1:
         raise UsageError(
-            f"--attention does not go together with --context-parallel {made.context_parallel}: in a ring, no GPU ever "
-            "has all keys of a head, which a block of queries chooses from.",
+            f"--attention does not go together with --context-parallel {made.context_parallel}: in a ring no GPU has "
+            "all keys of a head, of which a block of queries sees some.",
             tip="use --context-parallel ulysses, which gives each GPU whole sequences of some heads.",
         )
 
