@@ -195,8 +195,8 @@ class _Run:
                 compile=self.settings.compile and not decode_only,
             )
             if plan.attention is not None and not decode_only:
-                asked = attention.parse(plan.attention)
-                attention.kernels.choose(asked.kernel, chosen.device, asked.block)
+                pattern = attention.parse(plan.attention)
+                attention.kernels.choose(pattern.kernel, chosen.device, pattern.block)
             self.backbone = backbones.load(
                 plan.checkpoint, chosen, decode_only=decode_only, progress=self.watch.download
             )
