@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +108,42 @@ def test_known_frames_and_windows_go_with_sparse_attention(tiny_expanded: Path, 
     assert differ(dense, whole) <= 1e-5
     sparse = made(tiny_expanded, backbone, "adaspa:kernel=gather,block=16,warmup=0", **image)
     assert torch.equal(sparse.latents[:, :, :1], dense.latents[:, :, :1])  # what is known stays
+
+
+def test_a_cache_goes_with_sparse_attention(tiny_checkpoint: Path) -> None:
+    backbone = loaded(tiny_checkpoint)
+    asked = "adaspa:kernel=gather,block=16,warmup=0,search=0+0.6"
+    both = made(tiny_checkpoint, backbone, asked, cache="first-block:threshold=0.9", num_inference_steps=8)
+    assert both.skipped is not None and both.skipped.skipped > 0
+    assert both.attention is not None
+    assert 0 < both.attention["sparse_calls"] < both.attention["calls"] < 8 * 2 * 2  # what was skipped did not attend
+    alone = made(tiny_checkpoint, backbone, asked, num_inference_steps=8)
+    assert alone.attention is not None and alone.attention["calls"] == 8 * 2 * 2
+
+
+def test_two_processes_that_share_heads_make_the_same_video(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    asked = "adaspa:kernel=gather,block=16,warmup=0"
+
+    def latents(*more: str) -> Tensor:
+        path = tmp_path / f"{len(more)}.mp4"
+        command = [
+            sys.executable,
+            "-m",
+            "vgen",
+            "generate",
+            "a red ball",
+            "--model",
+            str(tiny_checkpoint),
+            "--seed",
+            "7",
+        ]
+        size = ["--width", "64", "--height", "32", "--frames", "17", "--steps", "4", "--dtype", "float32"]
+        command += [*size, "--device", "cpu", "--attention", asked, "--keep-latents", "-o", str(path), *more]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        assert done.returncode == 0, done.stderr
+        return text_to_video.load_latents(path.with_name(f"{path.name}.latents.safetensors"))[0]
+
+    assert (latents() - latents("--gpus", "2")).abs().max().item() <= 1e-4
 
 
 def test_recall_is_measured_at_steps_and_not_counted_as_time(tiny_checkpoint: Path) -> None:
