@@ -17,15 +17,17 @@ from vgen.errors import UsageError, VgenError, did_you_mean
 # Command -> the module whose `app` it is, imported when the command is used.
 COMMANDS = {
     "generate": "vgen.cli.generate",
-    "bench": "vgen.cli.bench",
-    "decode": "vgen.cli.decode",
     "edit": "vgen.cli.edit",
     "invert": "vgen.cli.invert",
-    "doctor": "vgen.cli.doctor",
+    "decode": "vgen.cli.decode",
+    "quantize": "vgen.cli.quantize",
+    "compare": "vgen.cli.compare",
+    "attention": "vgen.cli.attention",
     "eval": "vgen.cli.eval",
+    "bench": "vgen.cli.bench",
     "info": "vgen.cli.info",
     "models": "vgen.cli.models",
-    "quantize": "vgen.cli.quantize",
+    "doctor": "vgen.cli.doctor",
     "toyland": "vgen.cli.toyland",
     "train": "vgen.cli.train",
 }

@@ -7,14 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
-from vgen import quantization
+from vgen import quantization, runtime
 from vgen.cli.progress import say
 from vgen.cli.results import Format
-from vgen.pipelines import bench
+from vgen.errors import UsageError
+from vgen.pipelines.bench.attention import MODELS, Shape, bench_attention, bench_block
+from vgen.pipelines.bench.quantize import TOKENS, bench_quantize
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Measure on this machine what a method is worth, side by side."
 )
+
+EPILOG = """
+[bold]Examples[/bold]
+
+vgen bench attention --tokens 8192 --heads 12 --head-dim 128 --density 0.2
+
+vgen bench attention --random-weights wan2.1-1.3b --attention tile:global=3
+
+vgen bench quantize --scheme w8a8
+"""
 
 
 @app.callback()
@@ -22,7 +34,41 @@ def _root() -> None:
     pass
 
 
-@app.command()
+@app.command(epilog=EPILOG)
+def attention(
+    tokens: Annotated[int, typer.Option(min=1, help="The length of the sequence.")] = 8192,
+    heads: Annotated[int, typer.Option(min=1)] = 12,
+    head_dim: Annotated[int, typer.Option(min=1, help="Numbers per head.")] = 128,
+    density: Annotated[float, typer.Option(help="The share of the blocks that are kept.")] = 0.2,
+    kernel: Annotated[str, typer.Option(help="vgen attention list tells which.", metavar="NAME")] = "auto",
+    block: Annotated[int, typer.Option(help="Tokens in a block.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="How often; the median counts.")] = 5,
+    random_weights: Annotated[
+        str | None,
+        typer.Option(help=f"Instead: one block of a model at 480p and 81 frames: {', '.join(MODELS)}."),
+    ] = None,
+    pattern: Annotated[str | None, typer.Option("--attention", help="For --random-weights.", metavar="NAME")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "auto",
+    form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text,
+) -> None:
+    """Time dense attention and a sparse kernel in turn, and tell how near it is to the ideal."""
+    chosen = runtime.choose(device, dtype)
+    if random_weights is not None:
+        found = bench_block(random_weights, pattern or "adaspa", repeats=repeats, chosen=chosen)
+    elif pattern is not None:
+        raise UsageError("--attention is for --random-weights.", tip="use --kernel and --density.")
+    else:
+        shape = Shape(tokens=tokens, heads=heads, head_dim=head_dim)
+        found = bench_attention(shape, density, kernel=kernel, block=block, repeats=repeats, chosen=chosen)
+    if form is Format.json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+
+
+@app.command(epilog=EPILOG)
 def quantize(
     scheme: Annotated[
         list[str] | None,
@@ -39,9 +85,9 @@ def quantize(
     form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text,
 ) -> None:
     """Time linear layers of Wan 2.1 1.3B's shapes, and a whole run, in bfloat16 and in schemes, in turns."""
-    found = bench.bench_quantize(
+    found = bench_quantize(
         schemes=scheme or [name for name in quantization.SCHEMES if name != "w4a8-mp"],
-        tokens=tokens or bench.TOKENS,
+        tokens=tokens or TOKENS,
         repeats=repeats,
         model=None if model == "none" else model,
         device=device,

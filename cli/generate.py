@@ -173,6 +173,15 @@ def generate(
             metavar="NAME",
         ),
     ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            help="Leave out most of self-attention: adaspa:sparsity=0.8, tile:global=2, ... vgen attention list tells "
+            "all.",
+            rich_help_panel=HOW,
+            metavar="NAME",
+        ),
+    ] = None,
     width: Annotated[int | None, typer.Option(help="In pixels.", rich_help_panel=SIZE)] = None,
     height: Annotated[int | None, typer.Option(help="In pixels.", rich_help_panel=SIZE)] = None,
     frames: Annotated[
@@ -299,6 +308,7 @@ def generate(
         "performance": performance,
         "offload": offload,
         "compile": compiled,
+        "attention": attention,
         "device": device,
         "dtype": dtype,
         "gpus": gpus,

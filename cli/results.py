@@ -33,6 +33,8 @@ def show_report(report: Report, form: Format) -> None:
         print(job.output)
     for latents in report.latents:
         print(latents)
+    for did in report.attention:
+        say(attention_note(did))
     print(_breakdown(report))
 
 
@@ -92,6 +94,16 @@ def show_facts(values: dict[str, Any], indent: str = "") -> None:
             print(f"{indent}{name}: {value}")
 
 
+def attention_note(did: dict[str, Any]) -> str:
+    """Return in a sentence what sparse attention really left out."""
+    if not did["sparse_calls"]:
+        return f"Attention: {did['pattern']} left out nothing; all {did['calls']} calls were dense."
+    return (
+        f"Attention: {did['pattern']}, run by {did['kernel']}, left out {did['sparsity']:.1%} of the pairs of tokens: "
+        f"{did['sparsity_when_sparse']:.1%} in {did['sparse_calls']} of {did['calls']} calls, nothing in the others."
+    )
+
+
 def _line(item: dict[str, Any]) -> str:
     if {"path", "size", "sha256"} <= item.keys():
         return f"{item['path']}  {item['size']} bytes  sha256 {item['sha256'] or 'not computed'}"
@@ -117,6 +129,7 @@ def _as_json(report: Report) -> dict[str, Any]:
         "timings": {stage: round(seconds, 3) for stage, seconds in report.timings.items()},
         "peak_memory_mb": round(report.peak_memory_mb, 1),
         "peak_vram_mb": round(report.peak_vram_mb, 1),
+        "attention": report.attention,
         "warnings": report.warnings,
         "failures": _failures_as_json(report.failures),
     }

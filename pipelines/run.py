@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgen import checkpoints, files, hub, loras, manifest, offloading, outputs, quantization, runtime
+from vgen import attention, checkpoints, files, hub, loras, manifest, offloading, outputs, quantization, runtime
 from vgen.batch import Failure, PlannedLine
 from vgen.errors import VgenError, is_out_of_memory
 from vgen.performance import Settings
@@ -71,12 +71,16 @@ class Watch:
 
 @dataclass(kw_only=True)
 class Report:
-    """What a run made and what it cost: seconds per stage and in all, and the most memory held, in MiB."""
+    """What a run made and what it cost: seconds per stage and in all, and the most memory held, in MiB.
+
+    `attention` is what sparse attention did for each video that asked for it.
+    """
 
     made: list[Job] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     latents: list[Path] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    attention: list[dict[str, Any]] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=lambda: {**dict.fromkeys(STAGES, 0.0), "total": 0.0})
     peak_memory_mb: float = 0.0
     peak_vram_mb: float = 0.0
@@ -107,6 +111,11 @@ def generate(
                 raise
             run.report.failures.append(Failure(prompt=job.plan.prompt, line=job.line, error=error))
     return run.account()
+
+
+def load(plan: Plan, *, watch: Watch) -> Backbone:
+    """Return the backbone of a plan, fitted to this machine as `generate` fits it."""
+    return _Run(watch).load(plan)
 
 
 def decode(latents: Path, job: Job, *, watch: Watch) -> Report:
@@ -190,6 +199,9 @@ class _Run:
                 tiling=self.settings.tiling,
                 compile=self.settings.compile and not decode_only,
             )
+            if plan.attention is not None and not decode_only:
+                pattern = attention.parse(plan.attention)
+                attention.kernels.choose(pattern.kernel, chosen.device, pattern.block)
             self.backbone = backbones.load(
                 plan.checkpoint, chosen, decode_only=decode_only, progress=self.watch.download
             )
@@ -247,8 +259,11 @@ class _Run:
             checkpoint=self.identity,
             timings={"load": self.report.timings["load"], **generation.timings},
             created=datetime.now().astimezone(),
+            attention=generation.attention,
         )
         made["performance"] = self.performance(generation)
+        if generation.attention is not None:
+            self.report.attention.append(generation.attention)
         if job.source is not None:
             made["rebuilt"] = True
         if loaded.quantization:

@@ -6,12 +6,12 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vgen import caching, files, options
+from vgen import attention, caching, files, options
 from vgen.backbones import Shot
 from vgen.caching.skipping import Skipped
 from vgen.conditioning import given
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from vgen.attention.sparse import SparseAttention
     from vgen.backbones import Backbone
     from vgen.video import Sound
 
@@ -42,8 +43,8 @@ class Generation:
     """A finished video, its latents, the seconds that each stage took, and the sound of a model that makes one.
 
     frames uint8 [F, H, W, 3]; latents float32 [N, C, T, h, w] on the CPU, one for each window of the video; `windows`
-    are what these decode to, before anything that was given is put back; `skipped` is what a cache has saved, and
-    `facts` are what its maker measured.
+    are what these decode to, before anything that was given is put back; `skipped` is what a cache has saved,
+    `attention` what sparse attention did, where it was asked for, and `facts` are what its maker measured.
     """
 
     frames: np.ndarray
@@ -53,6 +54,7 @@ class Generation:
     sound: Sound | None = None
     skipped: Skipped | None = None
     facts: dict[str, float] = field(default_factory=dict)
+    attention: dict[str, Any] | None = None
 
 
 def generate(
@@ -63,12 +65,14 @@ def generate(
     on_step: OnStep | None = None,
     on_warning: Callable[[str], None] = lambda message: None,
     save_latents: Callable[[Tensor], None] | None = None,
+    sparse: SparseAttention | None = None,
 ) -> Generation:
     """Return the video that a plan describes, made by a loaded backbone.
 
     `on_step(i, n)` is called after step i of n; `on_warning`, before the first, with what the user should know.
     `save_latents` gets the final latents [N, C, T, h, w] of the windows so far, before the last is decoded, so that
-    nothing is lost when that fails. Raises `VgenError` when the result is not finite.
+    nothing is lost when that fails. `sparse` is what `sparse_attention` returns for the plan, where the caller wants
+    to look into it. Raises `VgenError` when the result is not finite.
     """
     import torch
 
@@ -77,12 +81,13 @@ def generate(
     for warning in prompt_warnings(plan, backbone):
         on_warning(warning)
 
+    sparse = sparse or sparse_attention(plan, backbone)
     used = given.of(plan)
     num_windows = 1 if used is None else used.num_windows
     made: list[np.ndarray] = []
     all_latents: list[Tensor] = []
     skipped: Skipped | None = None
-    with torch.inference_mode():
+    with torch.inference_mode(), nullcontext() if sparse is None else sparse.attached():
         with stages("encode"):
             shot = shot_of(plan)
             images = _given_images(plan, on_warning) if used is None else None
@@ -101,21 +106,25 @@ def generate(
                 noise = backbone.noise(shot)
                 known = None if image.known is None else image.known.padded(noise.shape[2])
                 by_timestep = plan.known_frames != "reinject"
-                velocity = functools.partial(
+                velocity: Callable[..., Tensor] = functools.partial(
                     backbone.velocity,
                     known=known.mask if known is not None and by_timestep else None,
                     shot=shot,
                     image=image.inputs,
                     guidance_scale=plan.embedded_guidance_scale,
                 )
+                sigmas = _sigmas(plan, backbone, shot)
+                steps = _in_windows(on_step, window, num_windows)
+                if sparse is not None:
+                    sparse.begin(len(sigmas) - 1)
+                    velocity, steps = sparse.branching(velocity), sparse.counting(steps)
                 flow = classifier_free(velocity, text, negative, guidance_scale_of(plan, backbone), cached.branch)
                 if known is not None:
                     flow = known.held(flow) if by_timestep else known.reinjected(flow, noise)
-                sigmas = _sigmas(plan, backbone, shot)
                 solve = bind(
                     sampler, lambda: backbone.native_scheduler(plan.num_inference_steps, shot), shot.generator
                 )
-                latents = solve(flow, image.start(noise), sigmas, on_step=_in_windows(on_step, window, num_windows))
+                latents = solve(flow, image.start(noise), sigmas, on_step=steps)
                 latents = latents if known is None else known.hold(latents)
 
             if cached.skipped is not None:
@@ -140,7 +149,18 @@ def generate(
         timings=stages.timings,
         sound=sound,
         skipped=skipped,
+        attention=None if sparse is None else sparse.to_dict(),
     )
+
+
+def sparse_attention(plan: Plan, backbone: Backbone) -> SparseAttention | None:
+    """Return the attention that a plan asks for, for its token grid; None where it is left to the model."""
+    if plan.attention is None:
+        return None
+    from vgen.attention.sparse import SparseAttention
+
+    grid = backbone.token_grid(plan.num_frames, plan.height, plan.width)
+    return SparseAttention(attention.parse(plan.attention), backbone, grid)
 
 
 def decode_latents(path: Path, backbone: Backbone, *, on_stage: OnStage | None = None) -> Generation:

@@ -28,9 +28,16 @@ LIBRARIES = ("torch", "diffusers", "transformers")
 
 
 def build(
-    plan: Plan, runtime: Runtime, *, checkpoint: Mapping[str, Any], timings: Mapping[str, float], created: datetime
+    plan: Plan,
+    runtime: Runtime,
+    *,
+    checkpoint: Mapping[str, Any],
+    timings: Mapping[str, float],
+    created: datetime,
+    attention: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Return the manifest of one video; `checkpoint` is what `identity` says of the checkpoint that was loaded.
+    """Return the manifest of one video; `checkpoint` is what `identity` says of the checkpoint that was loaded, and
+    `attention` what sparse attention did.
 
     The request in it is complete: every default is written out, and the dtype is the one that was used.
     """
@@ -44,6 +51,7 @@ def build(
         "device": runtime.device,
         "dtype": runtime.dtype,
         "sampler": plan.sampler,
+        **({"attention": dict(attention)} if attention is not None else {}),
         "versions": {"python": platform.python_version(), **versions()},
         "timings": {stage: round(seconds, 3) for stage, seconds in timings.items()},
     }

@@ -18,9 +18,9 @@ def parse(text: str, registry: Mapping[str, Callable[..., T]], *, what: str) -> 
     """Return the entry of `registry` that `text` names, with its options bound.
 
     The options of an entry are its keyword-only parameters whose default is a bool, int, float or str; a frozen,
-    keyword-only dataclass is therefore an entry too, and calling the result constructs (and validates) it. `what`
-    names the kind of thing in messages ("sampler"). Raises `UsageError` for an unknown name or option, an option
-    given twice, and a value of another type.
+    keyword-only dataclass is therefore an entry too, and calling the result constructs (and validates) it. A parameter
+    `global_` is the option `global`. `what` names the kind of thing in messages ("sampler"). Raises `UsageError` for
+    an unknown name or option, an option given twice, and a value of another type.
     """
     name, separator, rest = text.strip().partition(":")
     if name not in registry:
@@ -28,29 +28,33 @@ def parse(text: str, registry: Mapping[str, Callable[..., T]], *, what: str) -> 
             f'There is no {what} "{name}".{did_you_mean(name, registry)}',
             tip=f"choose one of: {', '.join(registry)}.",
         )
-    defaults = _defaults(registry[name])
+    known = defaults(registry[name])
+    keywords = {parameter.rstrip("_"): parameter for parameter in inspect.signature(registry[name]).parameters}
     values: dict[str, Any] = {}
     for item in rest.split(",") if separator else []:
         key, equals, value = (part.strip() for part in item.partition("="))
         if not key or not equals:
             raise UsageError(
                 f'Cannot read "{item}" in "{text}": options are key=value, separated by commas.',
-                tip=_example(what, name, defaults),
+                tip=_example(what, name, known),
             )
-        if key not in defaults:
+        if key not in known:
             raise UsageError(
-                f'The {what} "{name}" has no option "{key}".{did_you_mean(key, defaults)}',
-                tip=_example(what, name, defaults),
+                f'The {what} "{name}" has no option "{key}".{did_you_mean(key, known)}',
+                tip=_example(what, name, known),
             )
         if key in values:
             raise UsageError(f'The option "{key}" is given twice in "{text}".', tip="give it once.")
-        values[key] = _convert(value, type(defaults[key]), f'The option "{key}" of the {what} "{name}"')
-    return functools.partial(registry[name], **values)
+        values[key] = _convert(value, type(known[key]), f'The option "{key}" of the {what} "{name}"')
+    return functools.partial(registry[name], **{keywords[key]: value for key, value in values.items()})
 
 
-def _defaults(target: Callable[..., object]) -> dict[str, Any]:
+def defaults(target: Callable[..., object]) -> dict[str, Any]:
+    """Return the options of an entry of a registry, and their defaults."""
     parameters = inspect.signature(target).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and type(p.default) in _EXPECTED}
+    return {
+        p.name.rstrip("_"): p.default for p in parameters if p.kind is p.KEYWORD_ONLY and type(p.default) in _EXPECTED
+    }
 
 
 def _example(what: str, name: str, defaults: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vgen import caching, loras, options, parallel, performance, runtime
+from vgen import attention, caching, loras, options, parallel, performance, runtime
 from vgen.checkpoints import Checkpoint, Rules
 from vgen.conditioning import given
 from vgen.conditioning.images import open_image
@@ -35,8 +35,9 @@ class GenerateRequest:
     goes on for `extend` seconds, or is made anew where the image `mask` is white and in the frames `missing`, such as
     `5-12,20`. `known_frames` is how the model is told what is given, one of `KNOWN_FRAMES`. Frames are counted from 0.
     As in diffusers, `guidance_scale_2` is for the second of two transformers, and `true_cfg_scale` is classifier-free
-    guidance for a model that takes `guidance_scale` as an input. `gpus` share the tokens of the video by
-    `context_parallel`, a name of `parallel.METHODS` with its options.
+    guidance for a model that takes `guidance_scale` as an input. `attention` is how self-attention is made sparse,
+    `name:key=value`; None leaves it to the model. `gpus` share the tokens of the video by `context_parallel`, a name
+    of `parallel.METHODS` with its options.
     """
 
     prompt: str
@@ -62,6 +63,7 @@ class GenerateRequest:
     mask: Path | None = None
     missing: str | None = None
     known_frames: str | None = None
+    attention: str | None = None
     cache: str | None = None
     performance: str = "auto"
     offload: str = "auto"
@@ -122,6 +124,7 @@ class Plan:
     mask: Path | None
     missing: str | None
     known_frames: str | None
+    attention: str | None
     cache: str | None
     performance: str
     offload: str
@@ -167,6 +170,8 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
     options.parse(sampler, SAMPLERS, what="sampler")
     num_inference_steps = _steps(_given(request.num_inference_steps, defaults.num_inference_steps))
     _check_student(num_inference_steps, sampler, checkpoint)
+    if request.attention is not None:
+        attention.parse(request.attention)
     runtime.check_names(request.device, request.dtype)
     checkpoint = _with_loras(checkpoint, request.lora)
     settings = settle(request, checkpoint)
@@ -199,6 +204,7 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
         mask=request.mask,
         missing=request.missing,
         known_frames=known_frames,
+        attention=request.attention,
         cache=request.cache,
         performance=request.performance,
         offload=request.offload,
@@ -211,9 +217,23 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
         settings=settings,
         notes=(*notes, *settings.notes),
     )
+    _check_attention(made)
     check_parallel(made)
     used = given.of(made)
     return made if used is None else replace(made, notes=(*made.notes, *used.notes))
+
+
+def _check_attention(made: Plan) -> None:
+    """Raise `UsageError` for sparse attention beside what it cannot be combined with."""
+    if made.attention is None or made.gpus is None or made.context_parallel is None:
+        return
+    _, ring = parallel.degrees(made.context_parallel, made.gpus)
+    if ring > 1:
+        raise UsageError(
+            f"--attention does not go together with --context-parallel {made.context_parallel}: in a ring no GPU has "
+            "all keys of a head, of which a block of queries sees some.",
+            tip="use --context-parallel ulysses, which gives each GPU whole sequences of some heads.",
+        )
 
 
 def check_parallel(made: Plan) -> None:

@@ -58,6 +58,8 @@ class Backbone(Protocol):
 
     checkpoint: Checkpoint
     runtime: Runtime
+    # Whether text is before the video's tokens in joint self-attention; else it is behind them.
+    text_comes_first: bool
 
     def encode_prompt(self, prompts: Sequence[str], images: GivenImages | None = None) -> list[TextCondition]:
         """Return what `velocity` takes, for each of the prompts.

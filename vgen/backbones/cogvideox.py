@@ -34,6 +34,8 @@ class CogVideoX:
     by default. Raises `CheckpointError` when a component cannot be loaded.
     """
 
+    text_comes_first = True
+
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime, *, decode_only: bool = False) -> None:
         self.checkpoint = checkpoint
         self.runtime = runtime

@@ -51,6 +51,8 @@ class HunyuanVideo:
     cut, not stretched, before anything sees it.
     """
 
+    text_comes_first = False
+
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime, *, decode_only: bool = False) -> None:
         self.checkpoint = checkpoint
         self.runtime = runtime

@@ -86,6 +86,8 @@ class HunyuanVideo15:
     the time that a step ends at, is told the next of the schedule: it is for the sampler euler.
     """
 
+    text_comes_first = False
+
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime, *, decode_only: bool = False) -> None:
         self.checkpoint = checkpoint
         self.runtime = runtime

@@ -43,6 +43,8 @@ class LTXVideo:
     when a component cannot be loaded.
     """
 
+    text_comes_first = False
+
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime, *, decode_only: bool = False) -> None:
         self.checkpoint = checkpoint
         self.runtime = runtime

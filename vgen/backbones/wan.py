@@ -37,6 +37,8 @@ class Wan:
     dtype of the others.
     """
 
+    text_comes_first = False
+
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime, *, decode_only: bool = False) -> None:
         self.checkpoint = checkpoint
         self.runtime = runtime

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vgen import backbones, checkpoints, quantization, request, runtime
 from vgen.errors import UsageError
+from vgen.pipelines.bench import in_turns
 from vgen.quantization import layers
 from vgen.request import GenerateRequest
 
@@ -95,7 +95,7 @@ def _linear(
     def call(module: nn.Module) -> Callable[[], Tensor]:
         return lambda: module(x)
 
-    seconds = _in_turns({name: call(module) for name, module in variants.items()}, repeats, chosen)
+    seconds = in_turns({name: call(module) for name, module in variants.items()}, repeats, chosen)
     weights = shape[0] * shape[1]
     bytes_of = {
         name: module.num_bytes() if isinstance(module, QuantizedLinear) else 2 * weights
@@ -150,17 +150,3 @@ def _run(
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
         "speedup": {name: round(seconds["bfloat16"] / value, 3) for name, value in seconds.items()},
     }
-
-
-def _in_turns(calls: dict[str, Callable[[], Tensor]], repeats: int, chosen: Runtime) -> dict[str, float]:
-    """Return the median seconds of each call, after one that warms up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for index in range(repeats + 1):
-        for name, call in calls.items():
-            runtime.synchronize(chosen)
-            start = time.perf_counter()
-            call()
-            runtime.synchronize(chosen)
-            if index:
-                times[name].append(time.perf_counter() - start)
-    return {name: round(statistics.median(values), 6) for name, values in times.items()}

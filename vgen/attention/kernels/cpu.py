@@ -1,0 +1,111 @@
+"""Block-sparse attention on a CPU, by a small kernel that is compiled once for each machine (`block_sparse.cpp`).
+
+It runs at the speed that the mask promises, which gathering does not, and keeps its sums in float32, which torch's
+batched products do not in bfloat16. Where it cannot be compiled, `gather` takes its place, and `bound` says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vgen.attention.blocks import BlockMask
+from vgen.attention.kernels import gather
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("block_sparse.cpp")
+FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-std=c++20")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> Tensor:
+    """Return attention [B, H, N * block, D] under a mask; float32 and bfloat16 are compiled, others gathered."""
+    if q.dtype not in _dtypes() or q.shape[-1] % 2 or why_not_compiled() is not None:
+        return gather.attend(q, k, v, mask, scale)
+    batch, heads, _, dim = q.shape
+    blocks, b = mask.layout.num_blocks, mask.layout.block
+    q_blocks, k_blocks, v_blocks = (x.contiguous().view(batch * heads, blocks, b, dim) for x in (q, k, v))
+    if q.dtype == torch.float32:
+        k_blocks = k_blocks.mT.contiguous()
+    else:
+        k_blocks = k_blocks.view(-1, blocks, b, dim // 2, 2).transpose(2, 3).contiguous()
+        v_blocks = v_blocks.view(-1, blocks, b // 2, 2, dim).transpose(3, 4).contiguous()
+    starts, keys = _rows(mask, batch, heads)
+    out = torch.empty_like(q_blocks)
+    torch.ops.vgen.block_sparse(q_blocks, k_blocks, v_blocks, starts, keys, mask.layout.sizes.int(), out, scale)
+    return out.view_as(q)
+
+
+def bound() -> str:
+    """Return what attention is run by."""
+    reason = why_not_compiled()
+    return "cpu (compiled)" if reason is None else f"gather (cpu cannot be compiled: {reason})"
+
+
+@functools.cache
+def why_not_compiled() -> str | None:
+    """Compile and load the kernel, the first time; return why that cannot be, or None."""
+    if not _dtypes():
+        return "it needs an x86 CPU with AVX2"
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        return "there is no C++ compiler"
+    try:
+        library = _library(compiler)
+        if not library.exists():
+            _compile(compiler, library)
+        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        return said.strip().splitlines()[0] if said.strip() else type(error).__name__
+    return None
+
+
+@functools.cache
+def _dtypes() -> tuple[torch.dtype, ...]:
+    """Return the number formats that oneDNN's small matrix kernel multiplies on this CPU."""
+    can = torch.cpu.get_capabilities()
+    if not torch._C._has_mkldnn or not can.get("avx2", False):
+        return ()
+    return (torch.float32, torch.bfloat16) if can.get("avx512_bf16", False) else (torch.float32,)
+
+
+def _rows(mask: BlockMask, batch: int, heads: int) -> tuple[Tensor, Tensor]:
+    """Return (starts, keys) of `BlockMask.rows` for all heads, also where they share a mask."""
+    if mask.kept.shape[:2] == (batch, heads):
+        return mask.rows
+    return BlockMask(kept=mask.kept.expand(batch, heads, -1, -1), layout=mask.layout).rows
+
+
+def _library(compiler: str) -> Path:
+    """Return where the library of this source, this torch and this CPU is kept."""
+    cpu = Path("/proc/cpuinfo")
+    flags = [line for line in cpu.read_text().splitlines() if line.startswith(("flags", "model name"))][:2]
+    identity = (SOURCE.read_text(), torch.__version__, compiler, platform.machine(), *flags, *FLAGS)
+    digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "vgen" / f"block_sparse-{digest}.so"
+
+
+def _compile(compiler: str, library: Path) -> None:
+    logger.warning("Compiling the attention kernel for this CPU, once ...")
+    library.parent.mkdir(parents=True, exist_ok=True)
+    home = Path(torch.__file__).parent
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        built, object_file = Path(folder, "built.so"), Path(folder, "built.o")
+        options = [*FLAGS, f"-I{home / 'include'}", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+        run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
+        run([compiler, *options, "-c", str(SOURCE), "-o", str(object_file)])
+        # Without OpenMP, which is then torch's own: two would fight for the same cores.
+        run([compiler, "-shared", str(object_file), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10", "-o", str(built)])
+        built.replace(library)
