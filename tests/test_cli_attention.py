@@ -154,7 +154,7 @@ def test_bench_prints_what_programs_read() -> None:
 
 
 def test_bench_runs_a_block_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vgen.pipelines import bench
+    from vgen.pipelines.bench import attention as bench
 
     narrow = {"num_attention_heads": 2, "attention_head_dim": 16}
     models = {

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from vgen import checkpoints, cli
 from vgen.errors import UsageError
-from vgen.pipelines import bench
+from vgen.pipelines.bench import quantize as bench
 
 
 def test_bench_quantize_times_layers_and_a_run_side_by_side(
