@@ -14,7 +14,7 @@ from vgen.checkpoints import resolve
 from vgen.cli import progress
 from vgen.cli.progress import say
 from vgen.cli.results import Format
-from vgen.errors import UsageError, VgenError
+from vgen.errors import UsageError
 from vgen.request import GenerateRequest, plan
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Sparse attention: methods, pictures, plans.")
@@ -93,7 +93,7 @@ def show(
     for name in method or ():
         attention.parse(name)
     if output.exists() and any(output.iterdir()) and not force:
-        raise VgenError(f"{output} exists already.", tip="choose another --output, or pass --force.")
+        outputs.refuse_existing(output)
     given = _given(prompt, model, seed, steps, frames, width, height, device, dtype)
     made = plan(given, resolve(model))
     outputs.prepare_folder(output / "masks.json")
@@ -130,8 +130,8 @@ def search(
     """Search for each layer how few frames it needs to see, for tile:plan=FILE."""
     from vgen.pipelines import tile_search
 
-    if output.exists() and not force:
-        raise VgenError(f"{output} exists already.", tip="choose another --output, or pass --force.")
+    if not force:
+        outputs.refuse_existing(output)
     prompts = prompt or ["a red ball bounces on the grass", "a blue cube moves left at night"]
     checkpoint = resolve(model)
     base = 0 if seed is None else seed

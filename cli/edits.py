@@ -132,9 +132,8 @@ def check(path: Path, *, compare: bool, force: bool) -> None:
     from vgen.pipelines.edit import SIDE_BY_SIDE
 
     outputs.check(path, force=force, begins=False)
-    beside = path.with_name(f"{path.name}{SIDE_BY_SIDE}")
-    if compare and beside.exists() and not force:
-        raise VgenError(f"{beside} exists already.", tip="choose another --output, or pass --force.")
+    if compare and not force:
+        outputs.refuse_existing(path.with_name(f"{path.name}{SIDE_BY_SIDE}"))
 
 
 def show_plan(plan: EditPlan, path: Path, form: Format) -> None:

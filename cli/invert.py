@@ -13,7 +13,7 @@ from vgen.cli.progress import say
 from vgen.cli.results import Format
 from vgen.editing.request import EditRequest
 from vgen.editing.request import plan as planned
-from vgen.errors import UsageError, VgenError
+from vgen.errors import UsageError
 
 app = typer.Typer(add_completion=False)
 
@@ -102,8 +102,8 @@ def invert(
     plan = planned(EditRequest(video=clip, **given))
     for note in plan.notes:
         say(note)
-    if path.exists() and not force:
-        raise VgenError(f"{path} exists already.", tip="choose another --output, or pass --force.")
+    if not force:
+        outputs.refuse_existing(path)
     if dry_run:
         edits.show_plan(plan, path, form)
         return

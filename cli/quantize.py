@@ -139,13 +139,7 @@ def _show_plan(plan: QuantizePlan, form: Format) -> None:
         "scheme": plan.request.scheme,
         "layers": len(plan.layers),
         "kept": list(plan.kept),
-        "bytes": {
-            "layers_before": sizes.layers_before,
-            "layers_after": sizes.layers_after,
-            "layers_share": round(sizes.share, 4),
-            "before": sizes.before,
-            "after": sizes.after,
-        },
+        "bytes": sizes.to_dict(),
         "evaluations": plan.num_evaluations,
         "seconds_at_least": round(pipeline.least_seconds(plan), 1),
     }

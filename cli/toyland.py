@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from vgen import files, outputs
-from vgen.errors import VgenError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="The rendered world that the embedded model knows.")
 
@@ -40,8 +39,8 @@ def render(
     """Render sample clips with their truth (JSON and npz) and a contact sheet."""
     from vgen.toyland import samples
 
-    if output.exists() and not force:
-        raise VgenError(f"{output} exists already.", tip="choose another --output, or pass --force.")
+    if not force:
+        outputs.refuse_existing(output)
     outputs.prepare_folder(output)
     with files.atomic(output) as folder:
         samples.write(folder, count=count, seed=seed, width=width, height=height, num_frames=frames, fps=fps)

@@ -328,13 +328,7 @@ def account(
         "device": backbone.runtime.device,
         "dtype": backbone.runtime.dtype,
         "arithmetic": quantization.arithmetic(plan.request.scheme, backbone.runtime.device),
-        "bytes": {
-            "layers_before": sizes.layers_before,
-            "layers_after": sizes.layers_after,
-            "layers_share": round(sizes.share, 4),
-            "before": sizes.before,
-            "after": sizes.after,
-        },
+        "bytes": sizes.to_dict(),
         "bits_per_weight": round(16 * sizes.share, 3),
         "calibration": {
             "prompts": [video.prompt for video in plan.calibration],

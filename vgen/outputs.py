@@ -67,15 +67,20 @@ def check(path: Path, *, force: bool, begins: bool) -> None:
         raise VgenError(f"{path} is a folder that vgen did not make.", tip="choose another --output.")
     if force:
         return
-    for existing in (path, manifest.sidecar(path)):
-        if existing.exists():
-            raise VgenError(f"{existing} exists already.", tip="choose another --output, or pass --force.")
+    refuse_existing(path, manifest.sidecar(path))
     latents = latents_path(path)
     if begins and latents.exists():
         raise VgenError(
             f"{latents} exists: a run that was not finished.",
             tip=f"finish it with: vgen decode {latents}, or pass --force to begin again.",
         )
+
+
+def refuse_existing(*paths: Path) -> None:
+    """Raise `VgenError` for the first of files and folders that would be replaced."""
+    for path in paths:
+        if path.exists():
+            raise VgenError(f"{path} exists already.", tip="choose another --output, or pass --force.")
 
 
 def prepare_folder(path: Path) -> None:

@@ -56,11 +56,10 @@ def bench_attention(
     generator = torch.Generator().manual_seed(0)
     size = (1, shape.heads, shape.tokens, shape.head_dim)
     q, k, v = (torch.randn(size, generator=generator).to(chosen.device, chosen.torch_dtype) for _ in range(3))
-    layout = cut([torch.arange(shape.tokens)], torch.arange(0), block=block, num_tokens=shape.tokens)
-    count = max(1, round(density * layout.num_blocks))
-    ranks = torch.rand(1, shape.heads, layout.num_blocks, layout.num_blocks, generator=generator).argsort(-1)
     layout = cut([torch.arange(shape.tokens, device=chosen.device)], torch.arange(0, device=chosen.device),
                  block=block, num_tokens=shape.tokens)  # fmt: skip
+    count = max(1, round(density * layout.num_blocks))
+    ranks = torch.rand(1, shape.heads, layout.num_blocks, layout.num_blocks, generator=generator).argsort(-1)
     mask = BlockMask(kept=(ranks < count).to(chosen.device), layout=layout)
     scale = shape.head_dim**-0.5
     seconds = in_turns(

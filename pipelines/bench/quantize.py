@@ -105,7 +105,7 @@ def _linear(
         "tokens": num_tokens,
         "inputs": shape[0],
         "outputs": shape[1],
-        "seconds": seconds,
+        "seconds": {name: round(value, 6) for name, value in seconds.items()},
         "speedup": {name: round(seconds["bfloat16"] / value, 3) for name, value in seconds.items()},
         "bytes_share": {name: round(value / (2 * weights), 4) for name, value in bytes_of.items()},
     }

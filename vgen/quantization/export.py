@@ -43,6 +43,16 @@ class Sizes:
         """What the quantized layers take, of what they take in bfloat16."""
         return self.layers_after / self.layers_before
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sizes as reports have them."""
+        return {
+            "layers_before": self.layers_before,
+            "layers_after": self.layers_after,
+            "layers_share": round(self.share, 4),
+            "before": self.before,
+            "after": self.after,
+        }
+
 
 def sizes(checkpoint: Checkpoint, layers: Sequence[Layer], formats: Mapping[Layer, LayerFormat]) -> Sizes:
     """Return the sizes of an export; parameters that stay as they are count as they are stored."""

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vgen.metrics import fidelity
 from vgen.toyland.renderer import FIELD_OF_VIEW
 from vgen.toyland.scene import COLOURS, RGB
 from vgen.toyland.scenery import LANDMARKS, SCENERY, SEA
@@ -103,15 +104,8 @@ def turn_of(before: Tensor, after: Tensor) -> tuple[float, float, float]:
 
 
 def flicker(frames: Frames) -> float:
-    """Return how much brightness jumps back and forth, in [0, 1]: |f(t-1) - 2 f(t) + f(t+1)| / 2, the mean over all.
-
-    On pictures made eight times smaller, where steady movement cancels out and unsteady light does not.
-    """
-    pixels = as_pixels(frames).permute(0, 3, 1, 2)
-    if len(pixels) < 3:
-        return 0.0
-    coarse = nn.functional.avg_pool2d(pixels, max(1, min(8, *pixels.shape[2:])))
-    return float((coarse[:-2] - 2 * coarse[1:-1] + coarse[2:]).abs().mean() / 2)
+    """Return how much brightness jumps back and forth, in [0, 1], as `fidelity.flicker` does."""
+    return fidelity.flicker(torch.tensor(frames) if isinstance(frames, np.ndarray) else frames)
 
 
 def as_pixels(frames: Frames) -> Tensor:
