@@ -120,6 +120,9 @@ def base(
     batch_size: Annotated[int, typer.Option(min=1, help="Clips in a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of the blocks' Muon.")] = 2e-3,
     compile: Annotated[bool, typer.Option(help="Compile the blocks: a minute's wait, then faster steps.")] = True,
+    decay: Annotated[
+        float, typer.Option(min=0.01, max=1, help="The last share of the budget, over which the learning rate falls.")
+    ] = 0.35,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the weights of every save.")] = False,
     seed: Seed = 0,
     save_minutes: SaveMinutes = 5.0,
@@ -144,7 +147,7 @@ def base(
         shapes=shapes,
         text_encoder=text / "text_encoder" if text else None,
         start=start,
-        budget=Budget(minutes=minutes, steps=steps, save_minutes=save_minutes),
+        budget=Budget(minutes=minutes, steps=steps, save_minutes=save_minutes, decay_share=decay),
         batch_size=batch_size,
         learning_rate=learning_rate,
         compile_blocks=compile,
