@@ -39,8 +39,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out: Python's own, torch's on any device, or the system's."""
+    """Return whether an error says that memory ran out: Python's, torch's on any device, C++'s or the system's."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    said = "out of memory|can't allocate memory|cannot allocate memory"
+    said = "out of memory|can't allocate memory|cannot allocate memory|bad_alloc"
     return isinstance(error, RuntimeError | OSError) and re.search(said, str(error), re.IGNORECASE) is not None
