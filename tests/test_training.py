@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import vgen.toyland
+from vgen.checkpoints import resolve
 from vgen.cli import app
 from vgen.errors import VgenError
 from vgen.toyland import text
@@ -257,6 +258,13 @@ def test_base_training_survives_kill_9_and_exports_a_checkpoint_that_generates(t
 
     export = ["train", "export", "--vae", str(tmp_path / "vae"), "--base", str(tmp_path / "base")]
     assert CliRunner().invoke(app, [*export, "-o", str(tmp_path / "checkpoint")]).exit_code == 0
+    own, embedded = resolve(str(tmp_path / "checkpoint")), resolve("toyland")
+    assert (own.defaults, own.rules, own.sizes, own.can) == (
+        embedded.defaults,
+        embedded.rules,
+        embedded.sizes,
+        embedded.can,
+    )
     generate = ["generate", "a red ball on grass", "--model", str(tmp_path / "checkpoint"), "--steps", "2"]
     size = ["--width", "32", "--height", "32", "--frames", "5", "-o", str(tmp_path / "clip.mp4")]
     result = CliRunner().invoke(app, [*generate, *size])

@@ -8,10 +8,11 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import vgen
 from vgen import hub, integrity, loras
 from vgen.errors import CheckpointError, UsageError, VgenError, did_you_mean
 from vgen.integrity import PICKLES, CheckpointFile, describe_files
@@ -274,6 +275,31 @@ def is_whole(checkpoint: Checkpoint) -> bool:
     except CheckpointError:
         return False
     return True
+
+
+def write_card(folder: Path, checkpoint: Checkpoint, **more: Any) -> None:
+    """Write into `folder` what `resolve` is to say of it: what it says of `checkpoint`, of the files that are there.
+
+    Without a card, a folder is taken for any other of its pipeline: with that family's sizes and defaults.
+    `more` is for people.
+    """
+    card = {
+        "format": CARD_FORMAT,
+        "vgen": vgen.__version__,
+        "family": checkpoint.family,
+        "quantization": checkpoint.quantization,
+        "licence": checkpoint.licence,
+        "permits": checkpoint.permits,
+        "knows": checkpoint.knows,
+        "defaults": asdict(checkpoint.defaults),
+        "rules": asdict(checkpoint.rules),
+        "can": asdict(checkpoint.can),
+        "sizes": checkpoint.sizes,
+        **more,
+    }
+    (folder / CARD).unlink(missing_ok=True)
+    card["files"] = [asdict(file) for file in describe_files(folder)]
+    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
 def _existing(model: str) -> Path | None:

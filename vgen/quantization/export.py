@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vgen
 from vgen import integrity, manifest
-from vgen.checkpoints import CARD, CARD_FORMAT, Checkpoint
+from vgen.checkpoints import CARD_FORMAT, Checkpoint, write_card
 from vgen.errors import UsageError, VgenError
 from vgen.hub import readable
 from vgen.quantization.layers import COMPONENTS, Layer
@@ -146,7 +146,13 @@ def write(
             ) from error
     _write_json(folder / PLAN, plan)
     (folder / "README.md").write_text(readme, encoding="utf-8")
-    _write_json(folder / CARD, _card(folder, parent, scheme))
+    write_card(
+        folder,
+        # LoRAs are merged before: what is quantized has no weights to add them to.
+        replace(parent, quantization=scheme, can=replace(parent.can, lora=False)),
+        versions=manifest.versions(),
+        parent=manifest.identity(parent),
+    )
 
 
 def model_card(checkpoint: Checkpoint, scheme: str, sizes: Sizes, measured: Sequence[str]) -> str:
@@ -170,26 +176,6 @@ def model_card(checkpoint: Checkpoint, scheme: str, sizes: Sizes, measured: Sequ
         *(["", "## Measured", "", *(f"* {line}" for line in measured)] if measured else []),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _card(folder: Path, parent: Checkpoint, scheme: str) -> dict[str, Any]:
-    return {
-        "format": CARD_FORMAT,
-        "vgen": vgen.__version__,
-        "versions": manifest.versions(),
-        "quantization": scheme,
-        "parent": manifest.identity(parent),
-        "family": parent.family,
-        "licence": parent.licence,
-        "permits": parent.permits,
-        "knows": parent.knows,
-        "defaults": asdict(parent.defaults),
-        "rules": asdict(parent.rules),
-        # LoRAs are merged before: what is quantized has no weights to add them to.
-        "can": {**asdict(parent.can), "lora": False},
-        "sizes": parent.sizes,
-        "files": [asdict(file) for file in integrity.describe_files(folder)],
-    }
 
 
 def _copied(folder: Path) -> list[Path]:

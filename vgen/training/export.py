@@ -9,6 +9,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
+from vgen import checkpoints
 from vgen.toyland import text
 from vgen.training.base import STATISTICS, load_run
 
@@ -19,6 +20,7 @@ SHIFT = 5.0  # of the sigmas at generation: much of the way where there is much 
 def export_checkpoint(vae: Path, base: Path, folder: Path, *, weights: Path | None = None) -> None:
     """Write the checkpoint of a VAE's folder and a base run's folder; weights are safetensors in bfloat16.
 
+    Its card says of it what the catalogue says of the embedded checkpoint, sizes and defaults above all.
     `weights` are others of the run than its last ones: a folder in its history.
     """
     codec = AutoencoderKLWan.from_pretrained(vae)
@@ -43,3 +45,4 @@ def export_checkpoint(vae: Path, base: Path, folder: Path, *, weights: Path | No
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    checkpoints.write_card(folder, checkpoints.resolve(NAME))
