@@ -243,7 +243,7 @@ def test_an_interrupted_export_leaves_nothing(
     def interrupt(*args: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "_card", interrupt)
+    monkeypatch.setattr(export, "write_card", interrupt)
     with pytest.raises(KeyboardInterrupt):
         quantized(tiny_checkpoint, "w8a8", tmp_path / "export", compare=0)
     assert list(tmp_path.iterdir()) == []

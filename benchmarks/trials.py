@@ -1,0 +1,169 @@
+"""Small trials of what the base model's training has chosen: the DiT's size, the optimiser, the rate and the batch.
+
+    python benchmarks/trials.py --minutes 3 -o trials
+
+Each trial trains a DiT from nothing on the same rendered images, for `--minutes` of its own. They take turns of a few
+seconds, so that whatever else the machine does slows all of them. Prints one JSON object: for each its steps and its
+loss on images that none has seen, with the same noise for all. Short trials favour what is small and learns fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from torch import nn
+from toyland import cpu_name
+from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
+
+from vgen import checkpoints
+from vgen.toyland import text
+from vgen.training.base import CONFIG, Batch, TextToVelocity, batch_maker, flow_matching_loss, optimizers_of
+from vgen.training.latents import LatentSet, latent_set, latent_statistics
+from vgen.training.loop import Budget, learning_rate_factor
+
+IMAGES, UNSEEN, TURN_SECONDS = 3072, 256, 10.0
+WARMUP_STEPS = 30
+
+
+def adamw(model: TextToVelocity, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Return AdamW for everything; the text encoder a tenth as fast, as under Muon."""
+    groups = [
+        {"params": list(model.transformer.parameters()), "lr": learning_rate},
+        {"params": list(model.text_encoder.parameters()), "lr": 0.1 * learning_rate},
+    ]
+    return [torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What is tried: the DiT's size, an optimiser with its rate, and how many images a step learns from."""
+
+    heads: int = 4
+    layers: int = 6
+    optimizers: Callable[[TextToVelocity, float], list[torch.optim.Optimizer]] = optimizers_of
+    learning_rate: float = 2e-3
+    batch_size: int = 48
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The DiT's configuration: heads of the same width, a feed-forward four times as wide as all of them."""
+        width = self.heads * 64
+        return {**CONFIG, "num_attention_heads": self.heads, "num_layers": self.layers, "ffn_dim": 4 * width}
+
+
+TRIALS = {
+    "as chosen: width 256, 6 layers, Muon 2e-3, 48 images": Trial(),
+    "width 192": Trial(heads=3),
+    "width 384": Trial(heads=6),
+    "3 layers": Trial(layers=3),
+    "12 layers": Trial(layers=12),
+    "Muon 1e-3": Trial(learning_rate=1e-3),
+    "Muon 4e-3": Trial(learning_rate=4e-3),
+    "AdamW 5e-4": Trial(optimizers=adamw, learning_rate=5e-4),
+    "AdamW 1e-3": Trial(optimizers=adamw, learning_rate=1e-3),
+    "AdamW 2e-3": Trial(optimizers=adamw, learning_rate=2e-3),
+    "16 images": Trial(batch_size=16),
+}
+
+
+@dataclass
+class Run:
+    """A trial under way."""
+
+    trial: Trial
+    model: TextToVelocity
+    seconds: float = 0.0
+    step: int = 0
+    optimizers: list[torch.optim.Optimizer] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizers = self.trial.optimizers(self.model, self.trial.learning_rate)
+        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+
+    def turn(self, make: Callable[[int, int], Batch], budget: Budget, seconds: float) -> None:
+        """Train for `seconds`, and no longer than the budget."""
+        assert budget.minutes is not None
+        end = min(self.seconds + seconds, 60 * budget.minutes)
+        while self.seconds < end:
+            start = time.perf_counter()
+            factor = learning_rate_factor(self.step, self.seconds / 60 / budget.minutes, budget)
+            for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+            loss_of(self.model, make(self.step, self.trial.batch_size)).backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            self.step += 1
+            self.seconds += time.perf_counter() - start
+
+
+def loss_of(model: TextToVelocity, batch: Batch) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return flow_matching_loss(model, batch)
+
+
+@torch.no_grad()
+def unseen_loss(model: TextToVelocity, make: Callable[[int, int], Batch]) -> float:
+    """Return the mean loss of a few batches that are the same for every trial."""
+    return sum(float(loss_of(model.eval(), make(step, 64))) for step in range(8)) / 8
+
+
+def part(images: LatentSet, chosen: slice) -> LatentSet:
+    """Return some of the images."""
+    return LatentSet(clips=images.clips[chosen], latents=images.latents[chosen], coverage=images.coverage[chosen])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=3.0, help="of training, for each trial")
+    parser.add_argument("-o", "--output", type=Path, default=Path("trials"), help="the folder of the encoded images")
+    options = parser.parse_args()
+    folder = checkpoints.resolve("toyland").folder
+    assert folder is not None
+    vae = AutoencoderKLWan.from_pretrained(folder / "vae").eval()
+    images = latent_set(options.output, vae, count=IMAGES + UNSEEN, num_frames=1, height=128, width=128)
+    facts = {
+        name: torch.tensor(value).view(1, -1, 1, 1, 1) for name, value in latent_statistics(images.latents).items()
+    }
+    mean, std, tokenizer = facts["latents_mean"], facts["latents_std"], text.tokenizer()
+    seen = batch_maker([part(images, slice(IMAGES))], tokenizer, mean=mean, std=std, seed=0)
+    unseen = batch_maker([part(images, slice(IMAGES, None))], tokenizer, mean=mean, std=std, seed=1)
+    budget = Budget(minutes=options.minutes, warmup_steps=WARMUP_STEPS)
+    runs = {}
+    for name, trial in TRIALS.items():
+        torch.manual_seed(0)
+        encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder")
+        runs[name] = Run(trial, TextToVelocity(encoder, WanTransformer3DModel(**trial.config)).train())
+    while any(run.seconds < 60 * options.minutes for run in runs.values()):
+        for run in runs.values():
+            run.turn(seen, budget, TURN_SECONDS)
+    found = {
+        "machine": f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "minutes": options.minutes,
+        "images": IMAGES,
+        "trials": {
+            name: {
+                "million_parameters": round(sum(p.numel() for p in run.model.transformer.parameters()) / 1e6, 2),
+                "steps": run.step,
+                "images_per_second": round(run.step * run.trial.batch_size / run.seconds, 1),
+                "unseen_loss": round(unseen_loss(run.model, unseen), 4),
+            }
+            for name, run in runs.items()
+        },
+    }
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
