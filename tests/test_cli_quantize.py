@@ -240,7 +240,7 @@ def test_a_dry_run_says_sizes_and_work_and_writes_nothing(tiny_checkpoint: Path,
 def test_an_interrupted_export_leaves_nothing(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*args: Any) -> Any:
+    def interrupt(*args: Any, **more: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(export, "write_card", interrupt)
