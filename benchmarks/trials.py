@@ -1,16 +1,18 @@
-"""Small trials of what the base model's training has chosen: the DiT's size, the optimiser, the rate and the batch.
+"""Small trials of what the base model's training has chosen: the DiT's size, latents, optimiser, rate and batch.
 
     python benchmarks/trials.py --minutes 3 -o trials
 
 Each trial trains a DiT from nothing on the same rendered images, for `--minutes` of its own. They take turns of a few
-seconds, so that whatever else the machine does slows all of them. Prints one JSON object: for each its steps and its
-loss on images that none has seen, with the same noise for all. Short trials favour what is small and learns fast.
+seconds, so that whatever else the machine does slows all of them. Prints one JSON object: for each its steps, its loss
+on images that none has seen, with the same noise for all, and the share of what was asked of generated images that
+the probes read in them. The loss of other latents is another quantity. Short trials favour what is small.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,18 +22,24 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from torch import nn
+from torch import Tensor, nn
 from toyland import cpu_name
 from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
 from vgen import checkpoints
-from vgen.toyland import text
-from vgen.training.base import CONFIG, Batch, TextToVelocity, batch_maker, flow_matching_loss, optimizers_of
+from vgen.sampling.euler import euler
+from vgen.sampling.schedule import shifted
+from vgen.toyland import prompts, text
+from vgen.toyland.probes import Probes, load
+from vgen.training.base import CONFIG, PADDINGS, Batch, TextToVelocity, batch_maker, flow_matching_loss, optimizers_of
+from vgen.training.export import SHIFT
 from vgen.training.latents import LatentSet, latent_set, latent_statistics
 from vgen.training.loop import Budget, learning_rate_factor
 
 IMAGES, UNSEEN, TURN_SECONDS = 3072, 256, 10.0
 WARMUP_STEPS = 30
+DRAWN, STEPS, GUIDANCE, LATENT = 64, 12, 3.0, (24, 1, 16, 16)
+STILL = ("scene", "colour", "shape", "size")  # what an image shows
 
 
 def adamw(model: TextToVelocity, learning_rate: float) -> list[torch.optim.Optimizer]:
@@ -52,6 +60,8 @@ class Trial:
     optimizers: Callable[[TextToVelocity, float], list[torch.optim.Optimizer]] = optimizers_of
     learning_rate: float = 2e-3
     batch_size: int = 48
+    unit_channels: bool = False
+    """Whether each channel of the latents is divided by its deviation, not by the square root of it."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -72,15 +82,19 @@ TRIALS = {
     "AdamW 1e-3": Trial(optimizers=adamw, learning_rate=1e-3),
     "AdamW 2e-3": Trial(optimizers=adamw, learning_rate=2e-3),
     "16 images": Trial(batch_size=16),
+    "latents with channels of unit variance": Trial(unit_channels=True),
 }
 
 
 @dataclass
 class Run:
-    """A trial under way."""
+    """A trial under way: `mean` and `std` [1, C, 1, 1, 1] normalise its latents, `make` makes its batches of these."""
 
     trial: Trial
     model: TextToVelocity
+    mean: Tensor
+    std: Tensor
+    make: Callable[[int, int], Batch]
     seconds: float = 0.0
     step: int = 0
     optimizers: list[torch.optim.Optimizer] = field(init=False)
@@ -89,7 +103,7 @@ class Run:
         self.optimizers = self.trial.optimizers(self.model, self.trial.learning_rate)
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
 
-    def turn(self, make: Callable[[int, int], Batch], budget: Budget, seconds: float) -> None:
+    def turn(self, budget: Budget, seconds: float) -> None:
         """Train for `seconds`, and no longer than the budget."""
         assert budget.minutes is not None
         end = min(self.seconds + seconds, 60 * budget.minutes)
@@ -99,7 +113,7 @@ class Run:
             for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
-            loss_of(self.model, make(self.step, self.trial.batch_size)).backward()  # type: ignore[no-untyped-call]
+            loss_of(self.model, self.make(self.step, self.trial.batch_size)).backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -108,7 +122,7 @@ class Run:
             self.seconds += time.perf_counter() - start
 
 
-def loss_of(model: TextToVelocity, batch: Batch) -> torch.Tensor:
+def loss_of(model: TextToVelocity, batch: Batch) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         return flow_matching_loss(model, batch)
 
@@ -117,6 +131,27 @@ def loss_of(model: TextToVelocity, batch: Batch) -> torch.Tensor:
 def unseen_loss(model: TextToVelocity, make: Callable[[int, int], Batch]) -> float:
     """Return the mean loss of a few batches that are the same for every trial."""
     return sum(float(loss_of(model.eval(), make(step, 64))) for step in range(8)) / 8
+
+
+@torch.inference_mode()
+def right(run: Run, vae: AutoencoderKLWan, read: Probes) -> float:
+    """Return how much of what the held-out prompts ask of an image the probes read in it."""
+    wanted = prompts.held_out()[:DRAWN]
+    tokens = text.tokenizer()([one.text for one in wanted], padding=True, return_tensors="pt").input_ids
+    unasked = text.tokenizer()([""] * len(wanted), padding=True, return_tensors="pt").input_ids
+
+    def velocity(latents: Tensor, sigma: Tensor) -> Tensor:
+        times = (1000 * sigma).expand(len(latents))
+        with torch.autocast("cpu", torch.bfloat16):
+            asked, free = (run.model(latents, times, one, PADDINGS[0]).float() for one in (tokens, unasked))
+        return free + GUIDANCE * (asked - free)
+
+    noise = torch.randn(len(wanted), *LATENT, generator=torch.Generator().manual_seed(0))
+    sigmas = shifted(torch.linspace(1, 0, STEPS + 1), SHIFT)
+    latents = euler(velocity, noise, sigmas) * run.std + run.mean
+    frames = vae.decode(latents).sample.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1)
+    found = zip(read.read(list(frames)), (prompts.truth(one.clip) for one in wanted), strict=True)
+    return statistics.mean(one.guesses[name] == told[name] for one, told in found for name in STILL)
 
 
 def part(images: LatentSet, chosen: slice) -> LatentSet:
@@ -133,21 +168,27 @@ def main() -> None:
     assert folder is not None
     vae = AutoencoderKLWan.from_pretrained(folder / "vae").eval()
     images = latent_set(options.output, vae, count=IMAGES + UNSEEN, num_frames=1, height=128, width=128)
-    facts = {
-        name: torch.tensor(value).view(1, -1, 1, 1, 1) for name, value in latent_statistics(images.latents).items()
-    }
-    mean, std, tokenizer = facts["latents_mean"], facts["latents_std"], text.tokenizer()
-    seen = batch_maker([part(images, slice(IMAGES))], tokenizer, mean=mean, std=std, seed=0)
-    unseen = batch_maker([part(images, slice(IMAGES, None))], tokenizer, mean=mean, std=std, seed=1)
+    facts = latent_statistics(images.latents)
+    mean, root = (torch.tensor(facts[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
+    deviation = images.latents.float().std((0, 2, 3, 4), keepdim=True)
+    tokenizer = text.tokenizer()
+
+    def batches(trial: Trial, chosen: slice) -> Callable[[int, int], Batch]:
+        std = deviation if trial.unit_channels else root
+        return batch_maker([part(images, chosen)], tokenizer, mean=mean, std=std, seed=0)
+
     budget = Budget(minutes=options.minutes, warmup_steps=WARMUP_STEPS)
     runs = {}
     for name, trial in TRIALS.items():
         torch.manual_seed(0)
         encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder")
-        runs[name] = Run(trial, TextToVelocity(encoder, WanTransformer3DModel(**trial.config)).train())
+        model = TextToVelocity(encoder, WanTransformer3DModel(**trial.config)).train()
+        std = deviation if trial.unit_channels else root
+        runs[name] = Run(trial, model, mean, std, batches(trial, slice(IMAGES)))
     while any(run.seconds < 60 * options.minutes for run in runs.values()):
         for run in runs.values():
-            run.turn(seen, budget, TURN_SECONDS)
+            run.turn(budget, TURN_SECONDS)
+    read = load()
     found = {
         "machine": f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "minutes": options.minutes,
@@ -157,7 +198,8 @@ def main() -> None:
                 "million_parameters": round(sum(p.numel() for p in run.model.transformer.parameters()) / 1e6, 2),
                 "steps": run.step,
                 "images_per_second": round(run.step * run.trial.batch_size / run.seconds, 1),
-                "unseen_loss": round(unseen_loss(run.model, unseen), 4),
+                "unseen_loss": round(unseen_loss(run.model, batches(run.trial, slice(IMAGES, None))), 4),
+                "right": round(right(run, vae, read), 3),
             }
             for name, run in runs.items()
         },
