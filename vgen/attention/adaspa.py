@@ -92,9 +92,10 @@ class AdaSpa(Options):
 
     def search_mask(self, q: Tensor, k: Tensor, layout: Layout, site: Site, lse: Tensor) -> BlockMask:
         """Return the mask for q and k, by the mass of their blocks."""
-        from vgen.attention.kernels import search
+        from vgen.attention import kernels
 
-        mass = search(q, k, layout, site.scale, lse)
+        kernel = kernels.choose(self.kernel, str(q.device), self.block)
+        mass = kernels.search(kernel, q, k, layout, site.scale, lse)
         return select(mass, layout, self.sparsity, adaptive=self.adaptive, num_heads=site.num_heads)
 
 
