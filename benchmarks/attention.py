@@ -216,7 +216,11 @@ def scaling_row(grid: tuple[int, int, int], repeats: int, head_dim: int = 64) ->
         calls[asked] = functools.partial(module.attend, *parts, mask, site.scale)
         sparsity[asked] = round(mask.sparsity, 4)
     seconds = in_turns(calls, repeats, chosen)
-    return {"tokens": length, "seconds": {name: round(took, 5) for name, took in seconds.items()}, "sparsity": sparsity}
+    return {
+        "tokens": length,
+        "seconds": {name: round(took, 5) for name, took in seconds.items()},
+        "sparsity": sparsity,
+    }
 
 
 def main() -> None:

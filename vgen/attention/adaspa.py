@@ -21,10 +21,10 @@ RECALL_TO_SPARE = 0.8
 class AdaSpa(Options):
     """The blocks with most attention, as many for each row of a head, for every layer, head and branch of guidance.
 
-    The first share `warmup` of the steps is dense, and the last step of these searches; `search` has the shares of the
-    steps after which is searched, joined by +. The defaults are the paper's: with 50 steps, those with the numbers 10
-    and 30. With `adaptive`, heads whose attention is easily recalled give half of their blocks to those whose is not,
-    as many as gain.
+    `sparsity` is the share of the blocks that is left out. The first share `warmup` of the steps is dense, and so is
+    the step after them, which searches; `search` has the shares of the steps at which is searched, joined by +. The
+    defaults are the paper's: with 50 steps, those with the numbers 10 and 30. With `adaptive`, heads whose attention
+    is easily recalled give half of their blocks to those whose is not, as many as gain.
     """
 
     sparsity: float = 0.8

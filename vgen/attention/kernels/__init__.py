@@ -37,7 +37,7 @@ KERNELS = {
     "cpu": Kernel(
         module="vgen.attention.kernels.cpu",
         devices=("cpu",),
-        about="compiled by this machine's C++ compiler when first used; gather where there is none",
+        about="compiled by this machine's C++ compiler when first used, with AdaSpa's search; else gather",
     ),
     "flex": Kernel(
         module="vgen.attention.kernels.flex",
