@@ -123,7 +123,7 @@ def bench_block(model: str, asked: str, *, repeats: int, chosen: Runtime) -> dic
     with torch.inference_mode():
         sparse.step = 10  # the first after AdaSpa's warm-up, which searches
         search = in_turns({"search": lambda: run(is_sparse=True)}, 1, chosen, warm=False)["search"]
-        sparse.step = 11
+        sparse.step = 11  # sparse from here on
         run(is_sparse=True)
         found = in_turns(
             {"dense": lambda: run(is_sparse=False), "sparse": lambda: run(is_sparse=True)}, repeats, chosen, warm=False
