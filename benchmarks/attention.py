@@ -1,12 +1,19 @@
-"""What sparse attention saves and changes: a table on Toyland's long clips, and how time grows with length.
+"""What sparse attention saves and changes; prints one JSON object.
 
-    python benchmarks/attention.py                       # everything, hours on two cores
-    python benchmarks/attention.py --prompts 2 --steps 4 # a trial
-    python benchmarks/attention.py --only scaling
+    python benchmarks/attention.py > benchmarks/results/attention.json
+    python benchmarks/attention.py --prompts 1 --steps 4 --only videos      # a trial
 
-The table has one row for each method: the score of its videos by the probes, and against dense attention at the same
-seeds PSNR and SSIM, what it left out, what its masks recalled, and how much faster denoising and attention alone were.
-Recall is measured in the first videos only, and its time is taken off. The scaling line times attention alone.
+Four parts, in this order; --only NAME chooses some of them:
+
+* videos: Toyland's long clips (2,112 tokens), a row for each method: their score by the probes, and against dense
+  attention at the same seeds PSNR and SSIM, what was left out, what the masks recalled, and how much faster denoising
+  and attention alone were, warm-up and searches included. Recall is measured at one step, and its time is taken off.
+* kernels: `vgen bench attention` at 8k and 16k tokens.
+* scaling: attention alone from 4k to 32k tokens.
+* blocks: `vgen bench attention --random-weights`, a block of a published model at 480p and 81 frames.
+
+What is finished lies in the folder that --folder names, one file for each video and measurement, so that a run that
+was stopped goes on, and more prompts are added to those that are there.
 """
 
 from __future__ import annotations
@@ -16,152 +23,248 @@ import functools
 import json
 import os
 import statistics
-import tempfile
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from toyland import cpu_name
 
-from vgen import attention, runtime
+from vgen import attention, files, runtime
 from vgen.attention import kernels
 from vgen.attention.patterns import Site
 from vgen.checkpoints import resolve
 from vgen.metrics.fidelity import psnr, ssim
 from vgen.pipelines import run, text_to_video, tile_search
-from vgen.pipelines.bench import interleaved
+from vgen.pipelines.bench import in_turns
+from vgen.pipelines.bench.attention import Shape, bench_attention, bench_block
+from vgen.pipelines.evaluate.scores import read_all, score
 from vgen.pipelines.run import Watch
 from vgen.request import GenerateRequest, Plan, plan
-from vgen.toyland import probes
-from vgen.toyland.prompts import ATTRIBUTES, held_out, truth
+from vgen.toyland.prompts import held_out, truth
 
-METHODS = ("dense", "adaspa:sparsity=0.8", "adaspa:sparsity=0.8,block=16", "tile:global=4", "radial", "sliding-tile")
-MEASURED = 2  # videos
+SEARCHED = "tile:plan"
+METHODS = (
+    "dense",
+    "adaspa:sparsity=0.8",
+    "adaspa:sparsity=0.8,warmup=0.4",
+    SEARCHED,
+    "radial",
+    "sliding-tile",
+)
 FRAMES = 129  # 33 latent frames of 8 x 8 tokens: 2,112
 GRIDS = ((16, 16, 16), (32, 16, 16), (64, 16, 16), (128, 16, 16))  # 4k to 32k tokens
+MODELS = ("wan2.1-1.3b", "hunyuanvideo")
+HEADS = 4  # of kernels and scaling: the time of each head is the same
 
 
-def table(num_prompts: int, steps: int | None, threshold: float) -> list[dict[str, Any]]:
-    """Return a row for each method."""
-    checkpoint, watch = resolve("toyland"), Watch()
-    prompts = held_out()
+def kept(path: Path, measure: Callable[[], Any]) -> Any:
+    """Return what a file has, or what is measured now and written to it."""
+    if not path.exists():
+        start = time.perf_counter()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(path, json.dumps(measure()) + "\n")
+        print(f"{path.stem}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    return json.loads(path.read_text())
+
+
+def videos(folder: Path, num_prompts: int, steps: int | None, threshold: float) -> dict[str, Any]:
+    """Return a row for each method, and the plan that was searched."""
+    checkpoint, watch, prompts = resolve("toyland"), Watch(), held_out()
 
     def planned(index: int, asked: str) -> Plan:
-        request = GenerateRequest(
-            prompt=prompts[index].text,
-            seed=index % len(prompts),
-            num_frames=FRAMES,
-            num_inference_steps=steps,
-            attention=asked,
+        return plan(
+            GenerateRequest(
+                prompt=prompts[index].text,
+                seed=index % len(prompts),
+                num_frames=FRAMES,
+                num_inference_steps=steps,
+                attention=asked,
+            ),
+            checkpoint,
         )
-        return plan(request, checkpoint)
 
-    first = planned(0, "dense")
-    backbone = run.load(first, watch=watch)
-    reader = probes.load()
-    plain: list[tuple[torch.Tensor, float, float]] = []
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "tile.json")
-        searched = tile_search.search([planned(i, "dense") for i in (-2, -1)], threshold, file, watch=watch)
-        for asked in (*METHODS, f"tile:plan={file}"):
-            made: list[tuple[torch.Tensor, float, float]] = []
-            readings, recalls, sparsities = [], [], []
-            for index in range(num_prompts):
-                wanted = planned(index, asked)
-                sparse = text_to_video.sparse_attention(wanted, backbone)
-                assert sparse is not None
-                if index < MEASURED:
-                    last = wanted.num_inference_steps - 1
-                    sparse.measured_steps = frozenset({last // 2, last})
-                video = text_to_video.generate(wanted, backbone, sparse=sparse)
-                account = sparse.account
-                made.append(
-                    (torch.tensor(video.frames), video.timings["denoise"] - account.measuring, account.seconds)
-                )
-                readings.extend(reader.read([video.frames], wanted.fps))
-                recalls += [one for found in account.recalls.values() for one in found]
-                sparsities.append(account.sparsity)
-            plain = plain or made
-            right = [
-                all(reading[name] == truth(prompts[i].clip)[name] for name in ATTRIBUTES)
-                for i, reading in enumerate(readings)
-            ]
-            shown = asked if not asked.startswith("tile:plan") else f"tile:plan (searched, threshold {threshold})"
-            pairs = list(zip(made, plain, strict=True))
-            rows.append(
-                {
-                    "attention": shown,
-                    "kernel": sparse.bound,
-                    "joint": statistics.mean(right),
-                    "psnr": None if asked == "dense" else statistics.mean(psnr(one[0], two[0]) for one, two in pairs),
-                    "ssim": None if asked == "dense" else statistics.mean(ssim(one[0], two[0]) for one, two in pairs),
-                    "sparsity": statistics.mean(sparsities),
-                    "recall": statistics.mean(recalls) if recalls else None,
-                    "denoise_speedup": statistics.median(two[1] for _, two in pairs)
-                    / statistics.median(m[1] for m in made),
-                    "attention_speedup": statistics.median(two[2] for _, two in pairs)
-                    / statistics.median(m[2] for m in made),
-                }
-            )
-            print(json.dumps(rows[-1]), flush=True)
-    rows.append({"searched": searched["layers"]})
-    return rows
+    num_steps = planned(0, "dense").num_inference_steps
+    folder = folder / f"{num_steps}-steps"
+    file = folder / f"tile-{threshold:g}.json"
+    # Searched on a prompt that is not among those of the table.
+    searched = kept(file, lambda: tile_search.search([planned(-1, "dense")], threshold, file, watch=watch))
+    backbone = run.load(planned(0, "dense"), watch=watch)
+
+    def made(index: int, method: str) -> dict[str, Any]:
+        """Return a video and what is told of it, from its file where there is one."""
+        name = f"{method}-{threshold:g}" if method == SEARCHED else method
+        path = folder / name.replace(":", "-") / f"{index:03d}.npz"
+        if not path.exists():
+            wanted = planned(index, f"{SEARCHED}={file}" if method == SEARCHED else method)
+            sparse = text_to_video.sparse_attention(wanted, backbone)
+            assert sparse is not None
+            sparse.measured_steps = frozenset({num_steps - 1})
+            video = text_to_video.generate(wanted, backbone, sparse=sparse)
+            recalls = [one for found in sparse.account.recalls.values() for one in found]
+            told = {
+                "kernel": sparse.bound,
+                "sparsity": sparse.account.sparsity,
+                "sparsity_when_sparse": sparse.account.sparsity_when_sparse,
+                "recall": statistics.mean(recalls) if recalls else None,
+                "denoise_s": video.timings["denoise"] - sparse.account.measuring,
+                "attention_s": sparse.account.seconds,
+            }
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with files.atomic(path) as part, part.open("wb") as stream:
+                np.savez_compressed(stream, frames=video.frames, told=json.dumps(told))
+            print(f"{path}: {sum(video.timings.values()):.0f} s", file=sys.stderr, flush=True)
+        with np.load(path) as loaded:
+            return {"frames": torch.from_numpy(loaded["frames"]), **json.loads(str(loaded["told"]))}
+
+    # Prompt by prompt, so that what is there when a run is stopped is as much of every method.
+    rows = [{method: made(index, method) for method in METHODS} for index in range(num_prompts)]
+    truths = [truth(prompt.clip) for prompt in prompts[:num_prompts]]
+    fps = planned(0, "dense").fps
+    return {
+        "tokens": list(backbone.token_grid(FRAMES, checkpoint.defaults.height, checkpoint.defaults.width)),
+        "steps": num_steps,
+        "prompts": num_prompts,
+        "threshold": threshold,
+        "searched": [layer["global"] for layer in searched["layers"]],
+        "methods": {
+            method: row([one[method] for one in rows], [one["dense"] for one in rows])
+            | {"score": score(read_all([one[method]["frames"].numpy() for one in rows], fps), truths)}
+            for method in METHODS
+        },
+    }
 
 
-def scaling(repeats: int, heads: int = 4, head_dim: int = 64) -> list[dict[str, Any]]:
-    """Return seconds of attention alone, from 4k to 32k tokens."""
+def row(ours: list[dict[str, Any]], dense: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what is told of a method's videos, against the dense ones: means, and medians of ratios."""
+
+    def mean(name: str) -> float | None:
+        values = [one[name] for one in ours if one[name] is not None]
+        return round(statistics.mean(values), 4) if values else None
+
+    def speedup(name: str) -> float:
+        return round(statistics.median(two[name] / one[name] for one, two in zip(ours, dense, strict=True)), 3)
+
+    pairs = [(one["frames"], two["frames"]) for one, two in zip(ours, dense, strict=True)]
+    same = all(torch.equal(*pair) for pair in pairs)  # dense itself, or a plan that leaves nothing out
+    return {
+        "kernel": ours[0]["kernel"],
+        "psnr": None if same else round(statistics.mean(psnr(*pair) for pair in pairs), 2),
+        "lowest_psnr": None if same else round(min(psnr(*pair) for pair in pairs), 2),
+        "ssim": None if same else round(statistics.mean(ssim(*pair) for pair in pairs), 4),
+        "sparsity": mean("sparsity"),
+        "sparsity_when_sparse": mean("sparsity_when_sparse"),
+        "recall": mean("recall"),
+        "denoise_s": round(statistics.median(one["denoise_s"] for one in ours), 2),
+        "denoise_speedup": speedup("denoise_s"),
+        "attention_speedup": speedup("attention_s"),
+    }
+
+
+def kernel_rows(folder: Path, tokens: list[int], repeats: int) -> list[dict[str, Any]]:
+    """Return how much of the ideal the machine's kernel reaches, for each length, width, block and density."""
+    return [
+        kept(
+            folder / f"{length}-{head_dim}-{block}-{density:g}.json",
+            lambda length=length, head_dim=head_dim, block=block, density=density: {
+                "tokens": length,
+                "head_dim": head_dim,
+                **bench_attention(
+                    Shape(tokens=length, heads=HEADS, head_dim=head_dim),
+                    density,
+                    kernel="auto",
+                    block=block,
+                    repeats=repeats,
+                    chosen=runtime.choose(),
+                ),
+            },
+        )
+        for length in tokens
+        for head_dim in (64, 128)
+        for block in (64, 128)
+        for density in (0.1, 0.2)
+    ]
+
+
+def scaling_row(grid: tuple[int, int, int], repeats: int, head_dim: int = 64) -> dict[str, Any]:
+    """Return seconds of attention alone on a grid of tokens: dense, tile with as many global frames, and radial."""
     chosen = runtime.choose()
-    rows = []
-    for grid in GRIDS:
-        length = grid[0] * grid[1] * grid[2]
-        generator = torch.Generator().manual_seed(0)
-        q, k, v = (
-            torch.randn(1, heads, length, head_dim, generator=generator).to(chosen.device, chosen.torch_dtype)
-            for _ in range(3)
-        )
-        calls: dict[str, Callable[[], object]] = {
-            "dense": functools.partial(torch.nn.functional.scaled_dot_product_attention, q, k, v)
-        }
-        sparsity = {}
-        for asked in ("tile:global=2", "radial"):
-            pattern = attention.parse(asked)
-            tokens = torch.arange(length, device=chosen.device).view(grid)
-            layout = pattern.layout(grid, tokens, tokens.flatten()[:0])
-            parts = [layout.split(x) for x in (q, k, v)]
-            site = Site(layer=0, num_layers=1, step=0, num_steps=1, branch=0, grid=grid, scale=head_dim**-0.5,
-                        num_heads=heads)  # fmt: skip
-            mask = pattern.choose(*parts, layout, site).mask
-            assert mask is not None
-            module = kernels.load(kernels.choose("auto", chosen.device, pattern.block))
-            calls[asked] = functools.partial(module.attend, *parts, mask, site.scale)
-            sparsity[asked] = mask.sparsity
-        seconds = interleaved(calls, repeats, chosen)
-        rows.append({"tokens": length, "seconds": seconds, "sparsity": sparsity})
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
+    length = grid[0] * grid[1] * grid[2]
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(1, HEADS, length, head_dim, generator=generator).to(chosen.device, chosen.torch_dtype)
+        for _ in range(3)
+    )
+    calls: dict[str, Callable[[], object]] = {
+        "dense": functools.partial(torch.nn.functional.scaled_dot_product_attention, q, k, v)
+    }
+    sparsity = {}
+    for asked in ("tile:global=2", "radial"):
+        pattern = attention.parse(asked)
+        tokens = torch.arange(length, device=chosen.device).view(grid)
+        layout = pattern.layout(grid, tokens, tokens.flatten()[:0])
+        parts = [layout.split(x) for x in (q, k, v)]
+        site = Site(layer=0, num_layers=1, step=0, num_steps=1, branch=0, grid=grid, scale=head_dim**-0.5,
+                    num_heads=HEADS)  # fmt: skip
+        mask = pattern.choose(*parts, layout, site).mask
+        assert mask is not None
+        module = kernels.load(kernels.choose("auto", chosen.device, pattern.block))
+        calls[asked] = functools.partial(module.attend, *parts, mask, site.scale)
+        sparsity[asked] = round(mask.sparsity, 4)
+    seconds = in_turns(calls, repeats, chosen)
+    return {
+        "tokens": length,
+        "seconds": {name: round(took, 5) for name, took in seconds.items()},
+        "sparsity": sparsity,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--threshold", type=float, default=0.02)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", choices=("table", "scaling"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--steps", type=int, help="Denoising steps of the videos. Default: the model's.")
+    parser.add_argument("--threshold", type=float, default=0.01, help="Of the search for tile:plan.")
+    parser.add_argument("--tokens", type=int, action="append", help="Of kernels; repeat it. Default: 8192 and 16384.")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", action="append", choices=("videos", "kernels", "scaling", "blocks"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/attention"))
     asked = parser.parse_args()
+    parts = asked.only or ("videos", "kernels", "scaling", "blocks")
+    chosen = runtime.choose()
     found: dict[str, Any] = {
-        "machine": f"{cpu_name()}, {os.cpu_count()} processors",
-        "runtime": asdict(runtime.choose()),
-        "kernel": kernels.bound(kernels.choose("auto", runtime.choose().device, 64)),
+        "machine": f"{cpu_name()}, {os.cpu_count()} processors, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}",
+        "runtime": asdict(chosen),
+        "kernel": kernels.bound(kernels.choose("auto", chosen.device, 64)),
     }
-    if asked.only != "scaling":
-        found["table"] = table(asked.prompts, asked.steps, asked.threshold)
-    if asked.only != "table":
-        found["scaling"] = scaling(asked.repeats)
-    print(json.dumps(found, indent=2))
+    folder: Path = asked.folder
+    if "videos" in parts:
+        found["videos"] = videos(folder / "videos", asked.prompts, asked.steps, asked.threshold)
+    if "kernels" in parts:
+        found["kernels"] = kernel_rows(folder / "kernels", asked.tokens or [8192, 16384], asked.repeats)
+    if "scaling" in parts:
+        rows = [
+            kept(
+                folder / "scaling" / f"{grid[0] * grid[1] * grid[2]}.json",
+                functools.partial(scaling_row, grid, asked.repeats),
+            )
+            for grid in GRIDS
+        ]
+        growth = {name: round(took / rows[0]["seconds"][name], 2) for name, took in rows[-1]["seconds"].items()}
+        found["scaling"] = {"rows": rows, "growth": growth}
+    if "blocks" in parts:
+        found["blocks"] = [
+            kept(
+                folder / "blocks" / f"{model}.json",
+                functools.partial(bench_block, model, "adaspa:sparsity=0.8", repeats=1, chosen=chosen),
+            )
+            for model in MODELS
+        ]
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

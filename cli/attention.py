@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +26,7 @@ EPILOG = """
 
 vgen attention list
 
-vgen attention show "a red ball bounces" --seconds 8 -o outputs/maps
+vgen attention show "a red ball bounces" --frames 65 -o outputs/maps
 
 vgen attention search --model toyland --frames 65 --threshold 0.05 -o plan.json
 
@@ -49,12 +51,16 @@ def list_(form: Annotated[Format, typer.Option("--format", help="For people or f
         }
         print(json.dumps({"methods": methods, "kernels": known}))
         return
+    print("Methods, for --attention NAME or NAME:option=value,option=value\n")
     for name, defaults in methods.items():
-        said = (attention.PATTERNS[name].__doc__ or "").strip().splitlines()[0]
-        print(f"{name}\n  {said}")
+        print(name)
+        said = (inspect.getdoc(attention.PATTERNS[name]) or "").replace("`", "")
+        print(textwrap.indent(said, "  "))
         for option, value in defaults.items():
-            print(f"  {option}={str(value).lower() if isinstance(value, bool) else value}")
-    print("\nkernels (kernel=NAME; auto is triton on a CUDA GPU, cpu on a CPU)")
+            print(f"    {option}={str(value).lower() if isinstance(value, bool) else value}")
+        print()
+    print("block is how many tokens are in a block, kernel what runs it.\n")
+    print("Kernels (kernel=NAME; auto is triton on a CUDA GPU, cpu on a CPU)")
     for name, kernel in kernels.KERNELS.items():
         where = " and ".join(kernel.devices) or "any device"
         blocks = f", blocks of {', '.join(map(str, kernel.blocks))}" if kernel.blocks else ""
@@ -66,7 +72,7 @@ def show(
     prompt: Annotated[str, typer.Argument(help="What the video shows, in quotes.")],
     model: ModelOption = "toyland",
     layers: Annotated[str | None, typer.Option(help="From 0: 0,3,7. Default: first, middle, last.")] = None,
-    heads: Annotated[str, typer.Option(help="From 0.")] = "0,1,2,3",
+    heads: Annotated[str | None, typer.Option(help="From 0: 0,1. Default: the first four.")] = None,
     at_steps: Annotated[str | None, typer.Option(help="From 0. Default: the middle one.", metavar="STEPS")] = None,
     method: Annotated[
         list[str] | None,
@@ -86,8 +92,8 @@ def show(
     """Draw where attention lies in a run, and what each method would keep of it."""
     from vgen.pipelines import attention_maps
 
-    wanted: dict[str, Any] = {"heads": _numbers(heads, "--heads")}
-    wanted |= {"methods": tuple(method)} if method else {}
+    wanted: dict[str, Any] = {"methods": tuple(method)} if method else {}
+    wanted |= {"heads": _numbers(heads, "--heads")} if heads else {}
     wanted |= {"layers": _numbers(layers, "--layers")} if layers else {}
     wanted |= {"steps": _numbers(at_steps, "--at-steps")} if at_steps else {}
     for name in method or ():
@@ -104,6 +110,10 @@ def show(
     if form is Format.json:
         print(json.dumps({"folder": str(output), "masks": found}))
         return
+    for name in dict.fromkeys(one["method"] for one in found):
+        masks = [one for one in found if one["method"] == name]
+        sparsity, recall = (sum(one[what] for one in masks) / len(masks) for what in ("sparsity", "recall"))
+        say(f"{name}: leaves out {sparsity:.0%} of the pairs and keeps {recall:.0%} of the attention (recall).")
     for name in dict.fromkeys(one["picture"] for one in found):
         print(output / name)
 

@@ -36,6 +36,7 @@ def _root() -> None:
 
 @app.command(epilog=EPILOG)
 def attention(
+    context: typer.Context,
     tokens: Annotated[int, typer.Option(min=1, help="The length of the sequence.")] = 8192,
     heads: Annotated[int, typer.Option(min=1)] = 12,
     head_dim: Annotated[int, typer.Option(min=1, help="Numbers per head.")] = 128,
@@ -55,6 +56,7 @@ def attention(
     """Time dense attention and a sparse kernel in turn, and tell how near it is to the ideal."""
     chosen = runtime.choose(device, dtype)
     if random_weights is not None:
+        _refuse_given(context, ("tokens", "heads", "head_dim", "density", "kernel", "block"))
         found = bench_block(random_weights, pattern or "adaspa", repeats=repeats, chosen=chosen)
     elif pattern is not None:
         raise UsageError("--attention is for --random-weights.", tip="use --kernel and --density.")
@@ -66,6 +68,18 @@ def attention(
         return
     for name, value in found.items():
         print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+
+
+def _refuse_given(context: typer.Context, names: tuple[str, ...]) -> None:
+    """Raise `UsageError` for options of a random mask, where a model's shapes and a pattern are measured."""
+    sources = {f"--{name.replace('_', '-')}": context.get_parameter_source(name) for name in names}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        listed = ", ".join(given[:-1]) + " and " + given[-1] if len(given) > 1 else given[0]
+        raise UsageError(
+            f"{listed} {'have' if len(given) > 1 else 'has'} no effect with --random-weights.",
+            tip="the model has the shapes, and --attention takes the rest: --attention adaspa:sparsity=0.8,block=128.",
+        )
 
 
 @app.command(epilog=EPILOG)

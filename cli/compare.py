@@ -100,5 +100,7 @@ def compare(
     speedup = report["speedup"]
     print(f"speed: denoise {speedup['denoise']:.2f} times, attention alone {speedup['attention']:.2f} times")
     print(f"likeness: PSNR {report['psnr']:.2f} dB, SSIM {report['ssim']:.4f}")
+    if report["fast"]["recall"] is not None:
+        say("Recall is the share of the attention that the masks kept, where they were in use.")
     say("Left in the video is the first, right the second.")
     print(report["video"])

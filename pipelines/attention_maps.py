@@ -26,14 +26,18 @@ SIDE, GAP, LABEL = 256, 8, 14  # pixels
 # From nothing to much, as red, green and blue; what a mask leaves out is grey.
 COLOURS = ((8, 8, 40), (80, 20, 110), (190, 55, 85), (250, 150, 40), (252, 250, 190))
 LEFT_OUT = (205, 205, 205)
+LEGEND = ("rows: queries, columns: keys, by block", "bright: much attention; grey: left out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """Which maps to draw: layers, heads and steps from 0, and the methods whose masks are laid over them."""
+    """Which maps to draw: layers, heads and steps from 0, and the methods whose masks are laid over them.
+
+    Without a choice, the first, the middle and the last layer, the first four heads, and the step in the middle.
+    """
 
     layers: tuple[int, ...] | None = None
-    heads: tuple[int, ...] = (0, 1, 2, 3)
+    heads: tuple[int, ...] | None = None
     steps: tuple[int, ...] | None = None
     methods: tuple[str, ...] = ("tile", "adaspa", "sliding-tile", "radial")
 
@@ -50,12 +54,13 @@ def show(plan: Plan, wanted: Wanted, folder: Path, *, watch: Watch) -> list[dict
     from vgen.pipelines import text_to_video
 
     methods = {name: attention.parse(name) for name in wanted.methods}
+    num_steps = plan.num_inference_steps
+    steps = _inside(wanted.steps or (num_steps // 2,), num_steps, "step")
     backbone = run.load(plan, watch=watch)
     sparse = text_to_video.sparse_attention(replace(plan, attention="dense"), backbone)
     assert sparse is not None
-    num_layers, num_steps = len(sparse.slots), plan.num_inference_steps
+    num_layers = len(sparse.slots)
     layers = _inside(wanted.layers or (0, num_layers // 2, num_layers - 1), num_layers, "layer")
-    steps = _inside(wanted.steps or (num_steps // 2,), num_steps, "step")
     for method in methods.values():
         method.check(sparse.grid, num_layers)
     found: list[dict[str, Any]] = []
@@ -64,7 +69,7 @@ def show(plan: Plan, wanted: Wanted, folder: Path, *, watch: Watch) -> list[dict
         path = folder / f"layer-{site.layer:02}-step-{site.step:02}.png"
         if site.layer not in layers or site.step not in steps or site.branch or path.exists():
             return
-        heads = _inside(wanted.heads, q.shape[1], "head", cut=True)
+        heads = _inside(wanted.heads or range(min(4, q.shape[1])), q.shape[1], "head")
         rows: list[list[Image.Image]] = []
         for name, method in {"map": attention.parse("dense"), **methods}.items():
             layout = lay_out(method)
@@ -107,11 +112,11 @@ def _mask(method: Pattern, parts: list[Tensor], layout: Layout, site: Site) -> B
     return None
 
 
-def _inside(numbers: Sequence[int], count: int, what: str, *, cut: bool = False) -> tuple[int, ...]:
+def _inside(numbers: Sequence[int], count: int, what: str) -> tuple[int, ...]:
     outside = [number for number in numbers if not 0 <= number < count]
-    if outside and not cut:
+    if outside:
         raise UsageError(f"There is no {what} {outside[0]}.", tip=f"choose from 0 to {count - 1}.")
-    return tuple(dict.fromkeys(number for number in numbers if number not in outside))
+    return tuple(dict.fromkeys(numbers))
 
 
 def _picture(mass: np.ndarray, kept: np.ndarray | None, label: str) -> Image.Image:
@@ -133,11 +138,13 @@ def _picture(mass: np.ndarray, kept: np.ndarray | None, label: str) -> Image.Ima
 
 
 def _sheet(rows: list[list[Image.Image]]) -> Image.Image:
-    from PIL import Image
+    from PIL import Image, ImageDraw
 
     width, height = SIDE + GAP, SIDE + LABEL + GAP
-    sheet = Image.new("RGB", (width * len(rows[0]) - GAP, height * len(rows) - GAP), "white")
+    sheet = Image.new("RGB", (width * len(rows[0]) - GAP, height * len(rows) + LABEL * len(LEGEND)), "white")
     for i, row in enumerate(rows):
         for j, picture in enumerate(row):
             sheet.paste(picture, (j * width, i * height))
+    for i, line in enumerate(LEGEND):
+        ImageDraw.Draw(sheet).text((2, height * len(rows) + LABEL * i), line, fill="black")
     return sheet

@@ -16,7 +16,6 @@ from vgen.request import Plan
 if TYPE_CHECKING:
     from vgen.backbones import Backbone
     from vgen.pipelines.text_to_video import Generation
-    from vgen.sampling.flow import OnStep
 
 SIDE_BY_SIDE, REPORT = "compare.mp4", "compare.json"
 # At how many of the steps recall is measured, which costs about a dense attention each.
@@ -80,10 +79,8 @@ def _made(plan: Plan, backbone: Backbone, watch: Watch, *, measured: bool) -> tu
     if measured:
         # The later ones: adaptive methods are dense at first.
         sparse.measured_steps = frozenset(num_steps - 1 - i * num_steps // 4 for i in range(MEASURED_STEPS))
-    watch.on_stage("denoise")
-    on_step: OnStep = watch.on_step
     made = text_to_video.generate(
-        plan, backbone, on_stage=watch.on_stage, on_step=on_step, on_warning=watch.on_warning, sparse=sparse
+        plan, backbone, on_stage=watch.on_stage, on_step=watch.on_step, on_warning=watch.on_warning, sparse=sparse
     )
     account, did = sparse.account, sparse.to_dict()
     recalls = {layer: sum(found) / len(found) for layer, found in account.recalls.items()}

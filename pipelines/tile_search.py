@@ -41,6 +41,7 @@ def search(plans: Sequence[Plan], threshold: float, output: Path, *, block: int 
 
     if not 0 < threshold <= 1:
         raise UsageError(f"A threshold of {threshold:g} is not legal.", tip="choose more than 0 and up to 1, as 0.05.")
+    attention.parse(f"tile:block={block}")  # for its checks
     first = plans[0]
     backbone = run.load(first, watch=watch)
     grid = backbone.token_grid(first.num_frames, first.height, first.width)

@@ -283,6 +283,20 @@ def test_one_pass_with_the_lse_equals_two(heads: int, length: int, seed: int) ->
     assert (once - block_mass(parts[0], parts[1], layout, 8**-0.5)).abs().max().item() <= 1e-4
 
 
+@pytest.mark.parametrize("kernel", HERE)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_kernels_search_as_torch_does(kernel: str, dtype: torch.dtype, tolerance: float) -> None:
+    q, k, v = (x.to(dtype) for x in normal(2, 150, 24))  # the last block is ragged
+    layout = one_group(150, 32)
+    parts = [layout.split(x) for x in (q, k, v)]
+    _, lse = adaspa.dense_with_lse(*parts, layout, 0.25)
+    for stale in (0.0, 3.0):  # the LSE of another step may be less than a score
+        found = kernels.search(kernel, parts[0], parts[1], layout, 0.25, lse - stale)
+        expected = block_mass(parts[0].double(), parts[1].double(), layout, 0.25, lse.double() - stale)
+        assert found.dtype == torch.float32
+        assert ((found - expected).abs() <= tolerance * expected).all()
+
+
 @given(st.integers(2, 9), st.integers(4, 40), st.floats(0.34, 0.95), st.integers(0, 2**31))
 def test_rows_have_as_many_blocks_and_heads_keep_the_mean_sparsity(
     heads: int, blocks: int, sparsity: float, seed: int

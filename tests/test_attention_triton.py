@@ -1,4 +1,4 @@
-"""The Triton kernels, by Triton's interpreter, where Triton is installed."""
+"""The Triton kernels, by Triton's interpreter, where Triton is installed: Linux has it among the dev extras."""
 
 from __future__ import annotations
 

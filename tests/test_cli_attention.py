@@ -34,6 +34,7 @@ def test_list_tells_options_and_defaults_of_every_method() -> None:
     }  # fmt: skip
     text = run("attention", "list").stdout
     assert "global=1" in text and "adaptive=true" in text
+    assert "sparsity is the share of the blocks that is left out" in text
 
 
 def test_generate_says_what_was_left_out_and_records_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_show_draws_maps_and_masks(tiny_checkpoint: Path, tmp_path: Path) -> Non
     assert all(0 < one["recall"] < 1 and 0 < one["sparsity"] < 1 for one in masks)
     assert masks[0]["sparsity"] == 0.48
     picture = np.asarray(Image.open(tmp_path / "maps" / masks[0]["picture"]))
-    assert picture.shape == (3 * 270 + 2 * 8, 2 * 256 + 8, 3)
+    assert picture.shape == (3 * (270 + 8) + 2 * 14, 2 * 256 + 8, 3)
     grey = (picture == 205).all(-1)
     assert not grey[14:270].any()  # the map itself
     # 5 frames: the diagonal, and the first that sees and is seen by all.
@@ -100,6 +101,34 @@ def test_show_draws_maps_and_masks(tiny_checkpoint: Path, tmp_path: Path) -> Non
         "attention", "show", "a", "--model", str(tiny_checkpoint), "--layers", "7", *SIZE, "-o", str(tmp_path / "x"),
         fails=2,
     ).stderr  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["show", "a", "--at-steps", "3"], "There is no step 3"),
+        (["show", "a", "--heads", "one"], 'Cannot read --heads "one"'),
+        (["show", "a", "--attention", "adaspo"], 'Did you mean "adaspa"'),
+        (["search", "--block", "70"], "block of 70 tokens"),
+        (["search", "--threshold", "0"], "threshold of 0"),
+    ],
+)
+def test_maps_and_plans_that_cannot_be_are_refused_before_anything_is_loaded(
+    command: list[str], message: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vgen import backbones
+
+    def load(*arguments: object, **options: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(backbones, "load", load)
+    whole = [*command, "--model", str(tiny_checkpoint), *SIZE, "-o", str(tmp_path / "x")]
+    assert message in run("attention", *whole, fails=2).stderr
+
+
+def test_heads_that_the_model_lacks_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ["a", "--model", str(tiny_checkpoint), "--heads", "0,9", *SIZE, "-o", str(tmp_path / "x")]
+    assert "There is no head 9" in run("attention", "show", *arguments, fails=2).stderr
 
 
 def test_search_writes_a_plan_that_generate_uses(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -146,11 +175,13 @@ def test_bench_prints_what_programs_read() -> None:
     assert found["kernel"] == "gather"
     for bad, message in (
         (["--density", "0"], "density of 0"),
-        (["--random-weights", "wan9"], "No shapes are known"),
         (["--block", "65"], "block of 65"),
         (["--kernel", "flex", "--block", "32"], "does no blocks of 32"),
+        (["--random-weights", "wan2.1-1.3b"], "--tokens, --heads and --head-dim have no effect"),
+        (["--attention", "adaspa"], "--attention is for --random-weights"),
     ):
         assert message in run("bench", "attention", *small, *bad, fails=2).stderr
+    assert "No shapes are known" in run("bench", "attention", "--random-weights", "wan9", fails=2).stderr
 
 
 def test_bench_runs_a_block_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,4 +198,4 @@ def test_bench_runs_a_block_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
                         "--repeats", "1", "--dtype", "float32")  # fmt: skip
         # HunyuanVideo's 256 tokens of text, which see all and are seen by all, are most of so few.
         assert found["sparsity"] > (0.3 if name == "wan" else 0.005)
-        assert found["tokens"] == [3, 4, 5] and found["speedup"] > 0
+        assert found["tokens"] == [3, 4, 5] and found["speedup"] > 0 and found["search_s"] > 0

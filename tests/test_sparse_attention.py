@@ -121,6 +121,33 @@ def test_a_cache_goes_with_sparse_attention(tiny_checkpoint: Path) -> None:
     assert alone.attention is not None and alone.attention["calls"] == 8 * 2 * 2
 
 
+def test_a_cache_of_attention_goes_with_sparse_attention(tiny_checkpoint: Path) -> None:
+    backbone = loaded(tiny_checkpoint)
+    asked = "tile:global=1,kernel=gather,block=16"
+    both = made(tiny_checkpoint, backbone, asked, cache="taylorseer:interval=3", num_inference_steps=8)
+    assert both.skipped is not None and 0 < both.skipped.skipped < both.skipped.calls
+    assert both.attention is not None and 0 < both.attention["sparse_calls"] < 8 * 2 * 2
+    assert both.attention["sparsity"] == pytest.approx(4 * 3 / 25, abs=1e-4)
+
+
+def test_values_that_are_carried_over_go_through_sparse_attention(tiny_checkpoint: Path) -> None:
+    """Feature sharing changes V at its projection, before any pattern, so that the two are neutral to each other."""
+    from vgen.editing.sharing import sites
+
+    backbone = loaded(tiny_checkpoint)
+    whole = "tile:global=5,kernel=gather,block=16"
+    plain = made(tiny_checkpoint, backbone, whole)
+    projections = sites(backbone, 0.5, 1.0)
+    assert projections
+    hooks = [found.register_forward_hook(lambda module, inputs, v: v.flip(1)) for found in projections.values()]
+    try:
+        dense, carried = made(tiny_checkpoint, backbone, None), made(tiny_checkpoint, backbone, whole)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert differ(dense, carried) <= 1e-5 and differ(carried, plain) > 1e-4
+
+
 def test_two_processes_that_share_heads_make_the_same_video(tiny_checkpoint: Path, tmp_path: Path) -> None:
     asked = "adaspa:kernel=gather,block=16,warmup=0"
 

@@ -90,7 +90,9 @@ def bench_attention(
 def bench_block(model: str, asked: str, *, repeats: int, chosen: Runtime) -> dict[str, Any]:
     """Return seconds of one transformer block of a model's real shape, random weights, with and without a pattern.
 
-    The pattern is at the step after its search. Raises `UsageError`.
+    The pattern is at the step after its search; `search_s` is what the step took that searched, dense attention and
+    all, which is done once or twice in a run. A pattern that does not search has the time of its first step there.
+    Raises `UsageError`.
     """
     import torch
 
@@ -119,9 +121,10 @@ def bench_block(model: str, asked: str, *, repeats: int, chosen: Runtime) -> dic
             transformer(**inputs, return_dict=False)
 
     with torch.inference_mode():
-        for step in (10, 11):  # AdaSpa searches at the first, and is sparse from the second on
-            sparse.step = step
-            run(is_sparse=True)
+        sparse.step = 10  # the first after AdaSpa's warm-up, which searches
+        search = in_turns({"search": lambda: run(is_sparse=True)}, 1, chosen, warm=False)["search"]
+        sparse.step = 11  # sparse from here on
+        run(is_sparse=True)
         found = in_turns(
             {"dense": lambda: run(is_sparse=False), "sparse": lambda: run(is_sparse=True)}, repeats, chosen, warm=False
         )
@@ -132,6 +135,7 @@ def bench_block(model: str, asked: str, *, repeats: int, chosen: Runtime) -> dic
         "dense_s": found["dense"],
         "sparse_s": found["sparse"],
         "speedup": found["dense"] / found["sparse"],
+        "search_s": search,
         "attention": asked,
         "kernel": did["kernel"],
         "sparsity": did["sparsity_when_sparse"],

@@ -21,10 +21,10 @@ RECALL_TO_SPARE = 0.8
 class AdaSpa(Options):
     """The blocks with most attention, as many for each row of a head, for every layer, head and branch of guidance.
 
-    The first share `warmup` of the steps is dense, and the last step of these searches; `search` has the shares of the
-    steps after which is searched, joined by +. The defaults are the paper's: with 50 steps, those with the numbers 10
-    and 30. With `adaptive`, heads whose attention is easily recalled give half of their blocks to those whose is not,
-    as many as gain.
+    `sparsity` is the share of the blocks that is left out. The first share `warmup` of the steps is dense, and so is
+    the step after them, which searches; `search` has the shares of the steps at which is searched, joined by +. The
+    defaults are the paper's: with 50 steps, those with the numbers 10 and 30. With `adaptive`, heads whose attention
+    is easily recalled give half of their blocks to those whose is not, as many as gain.
     """
 
     sparsity: float = 0.8
@@ -92,9 +92,10 @@ class AdaSpa(Options):
 
     def search_mask(self, q: Tensor, k: Tensor, layout: Layout, site: Site, lse: Tensor) -> BlockMask:
         """Return the mask for q and k, by the mass of their blocks."""
-        from vgen.attention.kernels import search
+        from vgen.attention import kernels
 
-        mass = search(q, k, layout, site.scale, lse)
+        kernel = kernels.choose(self.kernel, str(q.device), self.block)
+        mass = kernels.search(kernel, q, k, layout, site.scale, lse)
         return select(mass, layout, self.sparsity, adaptive=self.adaptive, num_heads=site.num_heads)
 
 

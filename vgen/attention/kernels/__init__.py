@@ -37,7 +37,7 @@ KERNELS = {
     "cpu": Kernel(
         module="vgen.attention.kernels.cpu",
         devices=("cpu",),
-        about="compiled by this machine's C++ compiler when first used; gather where there is none",
+        about="compiled by this machine's C++ compiler when first used, with AdaSpa's search; else gather",
     ),
     "flex": Kernel(
         module="vgen.attention.kernels.flex",
@@ -108,11 +108,12 @@ def bound(name: str) -> str:
     return said
 
 
-def search(q: Tensor, k: Tensor, layout: Layout, scale: float, lse: Tensor) -> Tensor:
-    """Return the mass of each block, float32 [B, H, N, N], in one pass over q and k for a known `lse`."""
-    if q.device.type == "cuda" and why_not("triton", "cuda", layout.block) is None:
-        found: Tensor = load("triton").block_mass(q, k, layout, scale, lse)
-        return found
-    from vgen.attention.mass import block_mass
+def search(name: str, q: Tensor, k: Tensor, layout: Layout, scale: float, lse: Tensor) -> Tensor:
+    """Return the mass of each block, float32 [B, H, N, N], in one pass over q and k for a known `lse`.
 
-    return block_mass(q, k, layout, scale, lse)
+    By the kernel of that name where it has a pass for it, else by torch.
+    """
+    from vgen.attention import mass
+
+    found: Tensor = getattr(load(name), "block_mass", mass.block_mass)(q, k, layout, scale, lse)
+    return found

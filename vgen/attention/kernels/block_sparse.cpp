@@ -1,4 +1,5 @@
-// Block-sparse attention on a CPU: the flash recurrence over the key blocks that a query block sees.
+// Block-sparse attention on a CPU: the flash recurrence over the key blocks that a query block sees; and the second pass
+// of AdaSpa's search, which sums the softmax over blocks.
 //
 // Keys come transposed and values as they are, a block at a time, so that each product is one call of oneDNN's small
 // matrix kernel ("brgemm"), in float32 or in bfloat16 with float32 sums; bfloat16 comes in pairs of rows, as its
@@ -11,6 +12,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <type_traits>
 #include <vector>
 
@@ -97,6 +99,48 @@ void attend(const T* q, const T* kt, const T* v, const int32_t* starts, const in
   });
 }
 
+// The mass of each block: the sums of exp(q k * scale - lse) over its pairs, a tile of scores at a time. A score may be
+// above its row's lse, which can be of an earlier step: up to HEADROOM, which is taken off before and put back after.
+template <typename T>
+void mass(const T* q, const T* kt, const float* lse, const int32_t* sizes, float* out, int64_t heads, int64_t blocks,
+          int64_t b, int64_t d, float scale) {
+  constexpr bool is_vnni = !std::is_same_v<T, float>;
+  constexpr float HEADROOM = 20.0f;
+  at::parallel_for(0, heads * blocks, 1, [=](int64_t begin, int64_t end) {
+    std::vector<float> scores(b * b);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t base = row / blocks * blocks;
+      for (int64_t key = 0; key < blocks; ++key) {
+        at::native::cpublas::brgemm(b, b, d, d, b, b, false, q + row * b * d, kt + (base + key) * b * d,
+                                    scores.data(), is_vnni);
+        float total = 0.0f;
+        for (int64_t i = 0; i < sizes[row - base]; ++i) {
+          const float* s = scores.data() + i * b;
+          const float rest = lse[row * b + i] + HEADROOM;
+          for (int64_t c = 0; c < sizes[key]; ++c) total += exp_of(std::min(s[c] * scale - rest, 0.0f));
+        }
+        out[row * blocks + key] = total * std::exp(HEADROOM);
+      }
+    }
+    at::native::cpublas::brgemm_release(is_vnni);
+  });
+}
+
+// q [heads, blocks, b, d]; kt [heads, blocks, d, b], in pairs of rows where it is bfloat16; lse [heads, blocks, b] and
+// out [heads, blocks, blocks] in float32. All contiguous.
+void block_mass(const at::Tensor& q, const at::Tensor& kt, const at::Tensor& lse, const at::Tensor& sizes,
+                at::Tensor out, double scale) {
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    mass<T>(q.const_data_ptr<T>(), kt.const_data_ptr<T>(), lse.const_data_ptr<float>(), sizes.const_data_ptr<int32_t>(),
+            out.mutable_data_ptr<float>(), q.size(0), q.size(1), q.size(2), q.size(3), static_cast<float>(scale));
+  };
+  if (q.scalar_type() == at::kBFloat16)
+    run(at::BFloat16());
+  else
+    run(float());
+}
+
 // q and out [heads, queries, b, d]; kt [heads, blocks, d, b] and v [heads, blocks, b, d], in pairs of rows where they are
 // bfloat16; the key blocks of row r are keys[starts[r]:starts[r + 1]], of which sizes[key] keys count. All contiguous.
 void block_sparse(const at::Tensor& q, const at::Tensor& kt, const at::Tensor& v, const at::Tensor& starts,
@@ -118,5 +162,9 @@ void block_sparse(const at::Tensor& q, const at::Tensor& kt, const at::Tensor& v
 TORCH_LIBRARY_FRAGMENT(vgen, m) {
   m.def("block_sparse(Tensor q, Tensor kt, Tensor v, Tensor starts, Tensor keys, Tensor sizes, Tensor(a!) out, "
         "float scale) -> ()");
+  m.def("block_mass(Tensor q, Tensor kt, Tensor lse, Tensor sizes, Tensor(a!) out, float scale) -> ()");
 }
-TORCH_LIBRARY_IMPL(vgen, CPU, m) { m.impl("block_sparse", &block_sparse); }
+TORCH_LIBRARY_IMPL(vgen, CPU, m) {
+  m.impl("block_sparse", &block_sparse);
+  m.impl("block_mass", &block_mass);
+}

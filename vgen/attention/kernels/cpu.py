@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vgen.attention.blocks import BlockMask
+from vgen.attention import mass
+from vgen.attention.blocks import BlockMask, Layout
 from vgen.attention.kernels import gather
 
 logger = logging.getLogger(__name__)
@@ -30,20 +31,34 @@ FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-std=c++20
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> Tensor:
     """Return attention [B, H, N * block, D] under a mask; float32 and bfloat16 are compiled, others gathered."""
-    if q.dtype not in _dtypes() or q.shape[-1] % 2 or why_not_compiled() is not None:
+    if not _takes(q):
         return gather.attend(q, k, v, mask, scale)
     batch, heads, _, dim = q.shape
     blocks, b = mask.layout.num_blocks, mask.layout.block
     q_blocks, k_blocks, v_blocks = (x.contiguous().view(batch * heads, blocks, b, dim) for x in (q, k, v))
-    if q.dtype == torch.float32:
-        k_blocks = k_blocks.mT.contiguous()
-    else:
-        k_blocks = k_blocks.view(-1, blocks, b, dim // 2, 2).transpose(2, 3).contiguous()
+    k_blocks = _transposed(k_blocks)
+    if q.dtype != torch.float32:
         v_blocks = v_blocks.view(-1, blocks, b // 2, 2, dim).transpose(3, 4).contiguous()
     starts, keys = _rows(mask, batch, heads)
     out = torch.empty_like(q_blocks)
     torch.ops.vgen.block_sparse(q_blocks, k_blocks, v_blocks, starts, keys, mask.layout.sizes.int(), out, scale)
     return out.view_as(q)
+
+
+def block_mass(q: Tensor, k: Tensor, layout: Layout, scale: float, lse: Tensor) -> Tensor:
+    """Return what `mass.block_mass` does for a known `lse`, float32 [B, H, N, N], a tile of scores at a time.
+
+    The scores of a whole row of blocks, which torch would write to memory and read again, are in no cache at length.
+    """
+    if not _takes(q):
+        return mass.block_mass(q, k, layout, scale, lse)
+    batch, heads, _, dim = q.shape
+    blocks, b = layout.num_blocks, layout.block
+    q_blocks, k_blocks = (x.contiguous().view(batch * heads, blocks, b, dim) for x in (q, k))
+    out = torch.empty(batch, heads, blocks, blocks)
+    sizes = layout.sizes.int()
+    torch.ops.vgen.block_mass(q_blocks, _transposed(k_blocks), lse.float().contiguous(), sizes, out, scale)
+    return out
 
 
 def bound() -> str:
@@ -78,6 +93,19 @@ def _dtypes() -> tuple[torch.dtype, ...]:
     if not torch._C._has_mkldnn or not can.get("avx2", False):
         return ()
     return (torch.float32, torch.bfloat16) if can.get("avx512_bf16", False) else (torch.float32,)
+
+
+def _takes(q: Tensor) -> bool:
+    """Return whether the compiled kernel is there and multiplies such queries."""
+    return q.dtype in _dtypes() and q.shape[-1] % 2 == 0 and why_not_compiled() is None
+
+
+def _transposed(blocks: Tensor) -> Tensor:
+    """Return blocks of keys [heads, N, b, D] as the kernel takes them: [heads, N, D, b], bfloat16 in pairs of rows."""
+    if blocks.dtype == torch.float32:
+        return blocks.mT.contiguous()
+    heads, count, b, dim = blocks.shape
+    return blocks.view(heads, count, b, dim // 2, 2).transpose(2, 3).contiguous()
 
 
 def _rows(mask: BlockMask, batch: int, heads: int) -> tuple[Tensor, Tensor]:
