@@ -9,12 +9,17 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DEVELOPED := .venv/.developed
 
 .PHONY: demo test check package toyland probes
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(DEVELOPED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
@@ -22,15 +27,15 @@ demo: $(INSTALLED)
 	$(BIN)/vgen generate "a red ball bounces on the grass" --seed 7 --output outputs/demo.mp4 --force
 	@echo "Your video: $(CURDIR)/outputs/demo.mp4"
 
-test: $(INSTALLED)
+test: $(DEVELOPED)
 	$(BIN)/python -m pytest
 
-check: $(INSTALLED)
+check: $(DEVELOPED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-package: $(INSTALLED)
+package: $(DEVELOPED)
 	scripts/check_packaging.sh $(BIN)/python
 
 toyland: $(INSTALLED)
