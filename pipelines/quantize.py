@@ -196,7 +196,9 @@ def quantize(plan: QuantizePlan, *, watch: Watch) -> dict[str, Any]:
             tip=f"{output.name}.{PAGE} shows what was lost where; try a scheme of more bits, or --max-loss.",
         )
     watch.on_stage("write")
-    readme = export.model_card(plan.checkpoint, plan.request.scheme, report_sizes(report), _sentences(report))
+    readme = export.model_card(
+        plan.checkpoint, plan.request.scheme, formats.values(), report_sizes(report), _sentences(report)
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic(output) as part:
         kept = {"scheme": plan.request.scheme, "layers": report["layers"], "groups": report["groups"]}

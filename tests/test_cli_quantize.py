@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from tests import tiny_lora, tiny_ltx_video
@@ -21,7 +23,7 @@ from vgen.pipelines import quantize as pipeline
 from vgen.pipelines import text_to_video
 from vgen.pipelines.quantize import QuantizeRequest
 from vgen.pipelines.run import Watch
-from vgen.quantization import calibration, export, kernels, layers, loading, page, precision
+from vgen.quantization import calibration, export, kernels, layers, page, precision
 from vgen.quantization.layers import CROSS, FEED_FORWARD, SELF, Layer
 from vgen.quantization.linear import QuantizedLinear
 from vgen.request import GenerateRequest
@@ -128,13 +130,71 @@ def test_quantizing_writes_a_checkpoint_that_every_command_takes(exported: Path,
     assert "w4a8:group=8" in (exported / "README.md").read_text()
 
 
-def test_stock_diffusers_refuses_an_export_by_its_method(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stock_diffusers_refuses_by_its_method_what_it_has_no_place_for(exported: Path) -> None:
     from diffusers import WanTransformer3DModel
-    from diffusers.quantizers import auto
 
-    monkeypatch.delitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, loading.Method.VGEN.value, raising=False)
     with pytest.raises(ValueError, match="Unknown quantization type, got vgen"):
         WanTransformer3DModel.from_pretrained(exported / "transformer")
+    # It is the same where vgen has loaded the folder before.
+    backbones.load(checkpoints.resolve(str(exported)), runtime.choose("cpu", "bfloat16"))
+    with pytest.raises(ValueError, match="Unknown quantization type, got vgen"):
+        WanTransformer3DModel.from_pretrained(exported / "transformer")
+
+
+@pytest.fixture(scope="module")
+def in_shards(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an export as w8a8, in several files as a large model is. Do not write to it."""
+    folder = tmp_path_factory.mktemp("exports") / "w8a8"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(export, "SHARD", 30_000)
+        quantized(tiny_checkpoint, "w8a8", folder, compare=0)
+    return folder
+
+
+def test_int8_layers_are_stored_as_torchao_stores_them(in_shards: Path, tiny_checkpoint: Path) -> None:
+    files = sorted((in_shards / "transformer").glob("*.safetensors"))
+    assert len(files) > 1
+    stored: dict[str, torch.Tensor] = {}
+    for file in files:
+        stored |= load_file(file)
+        with safe_open(file, framework="pt") as opened:
+            header = opened.metadata()
+        layer = json.loads(header["blocks.0.ffn.net.2.weight"])
+        assert layer["_type"] == "Int8Tensor" and layer["_data"]["block_size"] == [1, 48]
+        assert layer["_data"]["act_quant_kwargs"]["_data"]["mapping_type"]["_data"] == "SYMMETRIC"
+        assert json.loads(header["proj_out.weight"]) == {"_type": "Tensor"}
+    config = json.loads((in_shards / "transformer" / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "torchao"
+    assert config["quant_type"]["default"]["_type"] == "Int8DynamicActivationInt8WeightConfig"
+
+    checkpoint = checkpoints.resolve(str(in_shards))
+    checkpoints.verify(checkpoint, full=True)
+    layer = backbones.load(checkpoint, runtime.choose("cpu", "bfloat16")).blocks()[0].attn1.to_q
+    assert isinstance(layer, QuantizedLinear)
+    assert torch.equal(stored["blocks.0.attn1.to_q._weight_qdata"], layer.weight)
+    assert torch.equal(stored["blocks.0.attn1.to_q._weight_scale"], layer.scale[:, None])
+    with pytest.raises(UsageError, match="is quantized already, by vgen as w8a8"):
+        planned(in_shards, "w8a8", in_shards.with_name("again"))
+
+
+def test_stock_diffusers_loads_int8_layers_with_torchao(in_shards: Path) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    from diffusers import WanPipeline
+
+    pipeline = WanPipeline.from_pretrained(in_shards, torch_dtype=torch.bfloat16)
+    backbone = backbones.load(checkpoints.resolve(str(in_shards)), runtime.choose("cpu", "bfloat16"))
+    ours = backbone.transformer.state_dict()  # type: ignore[attr-defined]
+    theirs = pipeline.transformer.state_dict()
+    layers_of_8_bits = [name for name, tensor in theirs.items() if isinstance(tensor, quantization.Int8Tensor)]
+    assert len(layers_of_8_bits) == 20
+    for name, tensor in theirs.items():
+        found = tensor.qdata if name in layers_of_8_bits else tensor
+        assert found.dtype == ours[name].dtype and torch.equal(found, ours[name]), name
+    x = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.inference_mode():
+        expected, found = (block.attn1.to_q(x) for block in (backbone.blocks()[0], pipeline.transformer.blocks[0]))
+    # torchao quantizes and rescales in bfloat16, vgen in float32.
+    assert torch.allclose(found, expected, atol=0.02 * float(expected.abs().max()))
 
 
 def test_what_was_damaged_or_is_newer_is_refused(exported: Path, tmp_path: Path) -> None:

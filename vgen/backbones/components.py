@@ -89,8 +89,7 @@ def load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any
         folder = checkpoint.folder / name
         if not options:
             return component.from_pretrained(folder, local_files_only=True)
-        learn_quantization(folder)
-        with no_progress_bars():
+        with no_progress_bars(), quantization_known(folder):
             model, info = component.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
             )
@@ -119,13 +118,17 @@ def load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any
     return model.eval()
 
 
-def learn_quantization(folder: Path) -> None:
-    """Teach diffusers to load a component's folder where vgen has quantized it."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("quantization_config", {}).get("quant_method") == "vgen":
-        from vgen.quantization import loading
+@contextmanager
+def quantization_known(folder: Path) -> Iterator[None]:
+    """Let diffusers load a component's folder where vgen has quantized it."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
+    if config.get("quant_method") != "vgen" and "vgen" not in config:
+        yield
+        return
+    from vgen.quantization import loading
 
-        loading.register()
+    with loading.known(config["quant_method"]):
+        yield
 
 
 def load_scheduler(checkpoint: Checkpoint, entry: Any) -> Any:
