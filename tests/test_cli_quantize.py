@@ -297,19 +297,89 @@ def test_a_dry_run_says_sizes_and_work_and_writes_nothing(tiny_checkpoint: Path,
     assert not (tmp_path / "x").exists()
 
 
-def test_an_interrupted_export_leaves_nothing(
+def whole(folder: Path) -> dict[str, bytes]:
+    """Return what an export computes, by file."""
+    names = ("transformer/config.json", f"transformer/{export.WEIGHTS}", "quantization.json")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def test_weights_on_the_disk_give_the_same_export(tiny_checkpoint: Path, tiny_ltx: Path, tmp_path: Path) -> None:
+    for model in (tiny_checkpoint, tiny_ltx):
+        exports = [tmp_path / f"{model.name}-{stream}" for stream in (False, True)]
+        for folder, stream in zip(exports, (False, True), strict=True):
+            quantized(model, "w4a8-mp:bits=6,group=8", folder, stream=stream, compare=0)
+        assert whole(exports[0]) == whole(exports[1])
+    plan = planned(tiny_checkpoint, "w4a8:group=8", tmp_path / "export", stream=True)
+    backbone = backbones.load(plan.checkpoint, runtime.choose("cpu", "bfloat16"))
+    held = backbone.transformer.state_dict()  # type: ignore[attr-defined]
+    assert "blocks.0.ffn.net.2.bias" in held and not any(f"{layer.name}.weight" in held for layer in plan.layers)
+    assert held["blocks.0.norm2.weight"].dtype == torch.float32
+    expected = backbones.load(checkpoints.resolve(str(tiny_checkpoint)), runtime.choose("cpu", "bfloat16"))
+    assert torch.equal(latents(backbone, tiny_checkpoint), latents(expected, tiny_checkpoint))
+
+
+def test_weights_stay_on_the_disk_where_they_do_not_fit(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*args: Any, **more: Any) -> Any:
-        raise KeyboardInterrupt
+    assert not planned(tiny_checkpoint, "w8a8", tmp_path / "export").checkpoint.streamed
+    monkeypatch.setattr(runtime, "memory", lambda device: runtime.Memory(device=device, total=10**6, free=10**4))
+    assert planned(tiny_checkpoint, "w8a8", tmp_path / "export").checkpoint.streamed
+    assert not planned(tiny_checkpoint, "w8a8", tmp_path / "export", stream=False).checkpoint.streamed
+    told = run("quantize", tiny_checkpoint, "--scheme", "w8a8", "-o", tmp_path / "export", "--dry-run")
+    assert "weights stay on the disk" in told.stdout
 
-    monkeypatch.setattr(export, "write_card", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        quantized(tiny_checkpoint, "w8a8", tmp_path / "export", compare=0)
-    assert list(tmp_path.iterdir()) == []
+
+def test_a_run_that_is_stopped_goes_on_wherever_it_was(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"scheme": "w4a8-mp:bits=6,group=8", "samples": 2, "compare": 1}
+    quantized(tiny_checkpoint, output=tmp_path / "whole", **options)
+    made: list[str] = []
+
+    def stopping(name: str, call: Any, at: int) -> Any:
+        def maybe(*args: Any, **given: Any) -> Any:
+            if len(made) == at:
+                raise KeyboardInterrupt
+            made.append(name)
+            return call(*args, **given)
+
+        return maybe
+
+    generate, quantize_layer, card = text_to_video.generate, precision.quantize_layer, export.write_card
+    # In the second video, after 2 layers of 20 (each is tried with two numbers of bits before, and in its group), in
+    # the video after, while the export is written, and then not at all.
+    for at, kept in ((1, 0), (0, 0), (3 + 60 + 2, 2), (18, 20), (1, 20), (99, 20)):
+        made.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(text_to_video, "generate", stopping("video", generate, at))
+            patched.setattr(precision, "quantize_layer", stopping("layer", quantize_layer, at))
+            patched.setattr(export, "write_card", stopping("card", card, at))
+            if at != 99:
+                with pytest.raises(KeyboardInterrupt, match="the same command goes on there"):
+                    quantized(tiny_checkpoint, output=tmp_path / "export", **options)
+                assert {path.name for path in tmp_path.iterdir()} == {"whole", "export.unfinished"}
+                assert len(list((tmp_path / "export.unfinished" / "layers").iterdir())) == kept
+                with pytest.raises(VgenError, match=r"export.unfinished is what another run has left"):
+                    quantized(tiny_checkpoint, output=tmp_path / "export", **(options | {"scheme": "w8a8"}))
+            else:
+                quantized(tiny_checkpoint, output=tmp_path / "export", **options)
+    assert made == ["card"]
+    assert whole(tmp_path / "export") == whole(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "export"}
 
 
-def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_run_that_lost_too_much_is_not_done_twice(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(VgenError, match="was not written") as caught:
+        quantized(tiny_checkpoint, "w8a8", tmp_path / "export", max_loss="psnr=99")
+    assert "for which nothing is done twice" in (caught.value.tip or "")
+    monkeypatch.setattr(text_to_video, "generate", None)
+    quantized(tiny_checkpoint, "w8a8", tmp_path / "export", max_loss="psnr=5")
+    assert (tmp_path / "export" / "vgen.json").exists() and not (tmp_path / "export.unfinished").exists()
+
+
+def test_a_disk_that_fills_up_is_told_and_loses_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     largest = max(path.stat().st_size for path in (tiny_checkpoint / "vae").iterdir())
@@ -320,7 +390,9 @@ def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tiny_checkpoint: Path, 
             pipeline.quantize(plan, watch=Watch())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["export.unfinished"]
+    pipeline.quantize(plan, watch=Watch())
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
 def test_wrong_requests_are_refused_before_a_model_is_loaded(
@@ -344,6 +416,7 @@ def test_wrong_requests_are_refused_before_a_model_is_loaded(
     refused('There is no loss "pnsr". Did you mean "psnr"?', max_loss="pnsr=3")
     refused('"much" is no limit for score', max_loss="much")
     refused("has no score: it does not know Toyland", max_loss="2")
+    refused("LoRAs are merged into weights in memory", lora=("x",), stream=True)
     refused("--max-loss needs videos", max_loss="psnr=30", compare=0)
     refused("Cannot read the prompts", calibration=tmp_path / "none.txt")
     (tmp_path / "empty.txt").write_text("\n\n")
@@ -381,6 +454,8 @@ def test_calibration_keeps_ranges_and_branches_apart(tiny_checkpoint: Path, tmp_
     seen = maxima.amax(-1) > 0
     assert maxima.shape == (calibration.RANGES, 2, 24) and seen[0].all()
     assert not torch.equal(maxima[0, 0], maxima[0, 1])
+    kept = [tokens for seen in statistics.tokens.values() for tokens in seen.values()]
+    assert all(tokens.untyped_storage().nbytes() == tokens.nbytes for tokens in kept)
     assert set(statistics.calls) == {(int(where), int(branch)) for where, branch in seen.nonzero()}
     # The maxima are those of plain hooks, over everything that runs.
     plain = torch.zeros(24)

@@ -89,7 +89,8 @@ def load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any
         folder = checkpoint.folder / name
         if not options:
             return component.from_pretrained(folder, local_files_only=True)
-        with no_progress_bars(), quantization_known(folder):
+        streamed = checkpoint.streamed and is_transformer(name)
+        with no_progress_bars(), as_streamed(checkpoint, name, options) if streamed else as_quantized(folder):
             model, info = component.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
             )
@@ -119,7 +120,7 @@ def load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any
 
 
 @contextmanager
-def quantization_known(folder: Path) -> Iterator[None]:
+def as_quantized(folder: Path) -> Iterator[None]:
     """Let diffusers load a component's folder where vgen has quantized it."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
     if config.get("quant_method") != "vgen" and "vgen" not in config:
@@ -128,6 +129,17 @@ def quantization_known(folder: Path) -> Iterator[None]:
     from vgen.quantization import loading
 
     with loading.known(config["quant_method"]):
+        yield
+
+
+@contextmanager
+def as_streamed(checkpoint: Checkpoint, name: str, options: dict[str, Any]) -> Iterator[None]:
+    """Let diffusers leave the linear layers of a transformer's blocks on the disk; adds to the options of loading."""
+    from vgen.quantization import layers, loading, streaming
+
+    files = layers.files(checkpoint, name)
+    options["quantization_config"] = streaming.StreamingConfig(files=files, dtype=options["torch_dtype"])
+    with loading.registered(loading.Method.STREAMED, streaming.StreamingQuantizer, {}):
         yield
 
 

@@ -157,7 +157,7 @@ def write(
 
 
 def _save(folder: Path, state: Mapping[str, Tensor], header: dict[str, str]) -> None:
-    """Write a model's tensors in files of `SHARD` bytes at most, so that no more is copied at once, and their index."""
+    """Write a model's tensors in files of `SHARD` bytes at most: no more than one is copied at a time."""
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors import SafetensorError
     from safetensors.torch import save_file

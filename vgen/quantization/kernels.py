@@ -7,7 +7,7 @@ from torch import Tensor
 
 # How many values are worked on at once: on a CPU what its caches hold, elsewhere what keeps the int32 products of a
 # long video from filling the memory.
-AT_ONCE = {"cpu": 2**21}
+AT_ONCE = {"cpu": 2**19}
 AT_ONCE_ELSEWHERE = 2**28
 # Of the tokens: the smallest maximum that is not taken for zeros.
 TINY = 1e-30

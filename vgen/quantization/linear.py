@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,15 @@ class QuantizedLinear(nn.Module):
         quantized = weights.quantize(weight, format.weight_bits, group=format.group, clip=clip)
         made.weight = weights.pack(quantized.integers) if format.weight_bits == 4 else quantized.integers
         made.scale, made.multipliers = quantized.scale, quantized.multipliers
+        return made.train(linear.training)
+
+    @classmethod
+    def stored(cls, linear: nn.Linear, format: LayerFormat, tensors: Mapping[str, Tensor]) -> QuantizedLinear:
+        """Return a layer whose buffers are these, with the bias of the layer before, on its device."""
+        made = cls(linear.in_features, linear.out_features, format, bias=linear.bias is not None)
+        made.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
+        for name, tensor in tensors.items():
+            setattr(made, name, tensor if made.bias is None else tensor.to(made.bias.device))
         return made.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:

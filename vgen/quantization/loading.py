@@ -8,7 +8,7 @@ for it does not know the method.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
@@ -25,9 +25,10 @@ from vgen.quantization.scheme import LayerFormat
 
 
 class Method(StrEnum):
-    """The name in config.json."""
+    """The name in config.json, or of what is loaded in another way than it is stored."""
 
     VGEN = "vgen"
+    STREAMED = "vgen-streamed"
 
 
 class VgenQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
@@ -113,16 +114,22 @@ class VgenQuantizer(DiffusersQuantizer):  # type: ignore[misc]
 @contextmanager
 def known(method: str = Method.VGEN.value) -> Iterator[None]:
     """Let diffusers load what names a method in its configuration by this quantizer, and no longer than that."""
-    mappings = (
-        (auto.AUTO_QUANTIZATION_CONFIG_MAPPING, {method: VgenQuantizationConfig}),
-        (auto.AUTO_QUANTIZER_MAPPING, {Method.VGEN.value: VgenQuantizer}),
-    )
-    before = [dict(mapping) for mapping, _ in mappings]
-    for mapping, ours in mappings:
+    with registered(Method.VGEN, VgenQuantizer, {method: VgenQuantizationConfig}):
+        yield
+
+
+@contextmanager
+def registered(
+    method: Method, quantizer: type[DiffusersQuantizer], configs: Mapping[str, type[QuantizationConfigMixin]]
+) -> Iterator[None]:
+    """Let diffusers find a quantizer by its method, and configurations by the methods that these are for."""
+    both = (auto.AUTO_QUANTIZATION_CONFIG_MAPPING, configs), (auto.AUTO_QUANTIZER_MAPPING, {method.value: quantizer})
+    before = [dict(mapping) for mapping, _ in both]
+    for mapping, ours in both:
         mapping.update(ours)
     try:
         yield
     finally:
-        for (mapping, _), were in zip(mappings, before, strict=True):
+        for (mapping, _), were in zip(both, before, strict=True):
             mapping.clear()
             mapping.update(were)

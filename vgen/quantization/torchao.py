@@ -1,9 +1,9 @@
-"""Layers of 8 bits in torchao's layout, so that stock diffusers loads them, with `TorchAoConfig` and torchao's own tensors.
+"""Layers of 8 bits in torchao's layout, so that stock diffusers loads them by its `TorchAoConfig`.
 
-A safetensors file holds torchao's tensors taken apart, `_weight_qdata` and `_weight_scale` in the place of `weight`, and
-in its header what to put together of them (torchao.prototype.safetensors, read by diffusers with torchao 0.16 and
-later). torchao is not needed to write or to read it here. What its int8 tensors have no place for is a rotation of the
-inputs, packed int4 with int8 activations, and groups within one integer product.
+A safetensors file holds torchao's tensors taken apart, `_weight_qdata` and `_weight_scale` in the place of `weight`,
+and in its header what to put together of them (torchao.prototype.safetensors, which diffusers reads with torchao 0.16
+and later). torchao is not needed to write or to read it here. What its int8 tensors have no place for is a rotation of
+the inputs, packed int4 with int8 activations, and groups within one integer product.
 """
 
 from __future__ import annotations
