@@ -36,6 +36,7 @@ from toyland import cpu_name
 
 from vgen import backbones, checkpoints, manifest, runtime
 from vgen.backbones import Backbone
+from vgen.compiling import compile_blocks
 from vgen.metrics.fidelity import psnr, ssim
 from vgen.pipelines import quantize as pipeline
 from vgen.pipelines import text_to_video
@@ -89,16 +90,19 @@ def statistics() -> Statistics:
 
 
 @functools.cache
-def row(name: str) -> Row:
+def row(name: str, compiled: bool) -> Row:
     """Return a model of the table, quantized as its scheme says."""
     scheme = {**ROWS, **BETWEEN}[name]
     plan = planned(scheme, 1)
     backbone = backbones.load(plan.checkpoint, runtime.choose("cpu", "bfloat16"))
-    if scheme is None:
-        return Row(backbone=backbone, share=1.0)
-    seen = statistics() if plan.scheme.is_calibrated else Statistics()
-    formats, _ = pipeline.quantize_layers(backbone, plan, seen, Watch())
-    return Row(backbone=backbone, share=export.sizes(plan.checkpoint, plan.layers, formats).share)
+    layers_share = 1.0
+    if scheme is not None:
+        seen = statistics() if plan.scheme.is_calibrated else Statistics()
+        formats, _ = pipeline.quantize_layers(backbone, plan, seen, Watch())
+        layers_share = export.sizes(plan.checkpoint, plan.layers, formats).share
+    if compiled:
+        compile_blocks(backbone)
+    return Row(backbone=backbone, share=layers_share)
 
 
 def videos(plans: Sequence[Plan], backbone: Backbone) -> list[Tensor]:
@@ -119,21 +123,21 @@ def videos(plans: Sequence[Plan], backbone: Backbone) -> list[Tensor]:
         return list(backbone.decode(latents, shots[0]))
 
 
-def measured(names: Sequence[str], first: int, num: int) -> list[dict[str, Any]]:
+def measured(names: Sequence[str], first: int, num: int, compiled: bool) -> list[dict[str, Any]]:
     """Return a line per row and prompt, for so many prompts from the first on."""
     plans = planned(None, first + num).comparison[first:]
     lines = []
-    original = videos(plans, row(ORIGINAL).backbone)
+    original = videos(plans, row(ORIGINAL, compiled).backbone)
     for name in names:
-        made = original if name == ORIGINAL else videos(plans, row(name).backbone)
+        made = original if name == ORIGINAL else videos(plans, row(name, compiled).backbone)
         readings = read_all([frames.numpy() for frames in made], plans[0].fps)
         for index, (frames, reading) in enumerate(zip(made, readings, strict=True)):
             lines.append(
                 {
-                    "key": key(name),
+                    "key": key(name, compiled),
                     "row": name,
                     "prompt": first + index,
-                    "share": row(name).share,
+                    "share": row(name, compiled).share,
                     "reading": reading.to_dict(),
                     "psnr": None if name == ORIGINAL else psnr(original[index], frames),
                     "ssim": None if name == ORIGINAL else ssim(original[index], frames),
@@ -143,25 +147,25 @@ def measured(names: Sequence[str], first: int, num: int) -> list[dict[str, Any]]
 
 
 @functools.cache
-def key(name: str) -> str:
+def key(name: str, compiled: bool) -> str:
     """Return what tells a row's lines from those of another checkpoint or scheme, or of other defaults."""
     plan = planned({**ROWS, **BETWEEN}[name], 1)
-    told = [plan.asked, plan.comparison[0].to_dict()]
+    told = [plan.asked, plan.comparison[0].to_dict(), compiled]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def done(folder: Path, names: Sequence[str]) -> dict[str, dict[int, dict[str, Any]]]:
+def done(folder: Path, names: Sequence[str], compiled: bool) -> dict[str, dict[int, dict[str, Any]]]:
     """Return the lines that are there, by row and prompt; those of anything else are passed over."""
     found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in names}
     path = folder / "videos.jsonl"
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         line = json.loads(text)
-        if line["row"] in found and line["key"] == key(line["row"]):
+        if line["row"] in found and line["key"] == key(line["row"], compiled):
             found[line["row"]][line["prompt"]] = line
     return found
 
 
-def report(found: dict[str, dict[int, dict[str, Any]]], num_prompts: int) -> dict[str, Any]:
+def report(found: dict[str, dict[int, dict[str, Any]]], num_prompts: int, compiled: bool) -> dict[str, Any]:
     """Return the table, of the prompts of which all rows have a video."""
     shared = set(range(num_prompts)).intersection(*(lines.keys() for lines in found.values()))
     prompts = sorted(shared)
@@ -195,7 +199,8 @@ def report(found: dict[str, dict[int, dict[str, Any]]], num_prompts: int) -> dic
     machine = f"{cpu_name()}, {os.cpu_count()} processors, torch {torch.__version__}"
     model = manifest.identity(checkpoints.resolve("toyland"))
     weights = next(file["sha256"] for file in model["files"] if file["path"].startswith("transformer/diffusion"))
-    return {"machine": machine, "transformer_sha256": weights, "prompts": len(prompts), "rows": rows}
+    told = {"machine": machine, "transformer_sha256": weights, "compiled": compiled, "prompts": len(prompts)}
+    return {**told, "rows": rows}
 
 
 def deviation(values: Sequence[float]) -> float:
@@ -229,6 +234,7 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(map(str, range(len(ROWS)))), help="all, or numbers with commas")
     parser.add_argument("--at-once", type=int, default=8, help="prompts")
     parser.add_argument("--workers", type=int, default=1, help="processes, which share the threads")
+    parser.add_argument("--compile", action="store_true", help="sooner done, and rounded otherwise in places")
     parser.add_argument("--folder", type=Path, default=Path("runs/quantize"))
     parser.add_argument("--report", action="store_true", help="only tell what is there")
     arguments = parser.parse_args()
@@ -236,7 +242,7 @@ def main() -> None:
     numbers = range(len(every)) if arguments.rows == "all" else sorted({0, *map(int, arguments.rows.split(","))})
     names = [every[number] for number in numbers]
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    found = done(arguments.folder, names)
+    found = done(arguments.folder, names, arguments.compile)
 
     starts = range(0, 0 if arguments.report else arguments.prompts, arguments.at_once)
     wanted = []
@@ -244,7 +250,7 @@ def main() -> None:
         num = min(arguments.at_once, arguments.prompts - start)
         lacking = [name for name in names if not found[name].keys() >= set(range(start, start + num))]
         if lacking:
-            wanted.append((lacking, start, num))
+            wanted.append((lacking, start, num, arguments.compile))
     begun = time.perf_counter()
     threads = max(1, torch.get_num_threads() // arguments.workers)
     spawn = multiprocessing.get_context("spawn")
@@ -259,7 +265,7 @@ def main() -> None:
             seconds = time.perf_counter() - begun
             print(f"{index + 1} of {len(wanted)} batches, {seconds:.0f} s", file=sys.stderr, flush=True)
 
-    told = report(found, arguments.prompts)
+    told = report(found, arguments.prompts, arguments.compile)
     print("\n".join(table(told)), file=sys.stderr)
     print(json.dumps(told, indent=1))
 

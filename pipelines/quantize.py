@@ -498,8 +498,10 @@ def read_limits(text: str | None) -> dict[str, float]:
             )
         try:
             limits[name] = float(value)
-        except ValueError as error:
-            raise UsageError(f'"{value}" is no limit for {name}.', tip=f"give a number: {LIMITS[name]}.") from error
+        except ValueError:
+            limits[name] = math.nan
+        if not math.isfinite(limits[name]):
+            raise UsageError(f'"{value}" is no limit for {name}.', tip=f"give a number: {LIMITS[name]}.")
     return limits
 
 

@@ -55,10 +55,12 @@ def name(device: str) -> str:
     return "int8" if is_exact(torch.device(device).type) else "simulated"
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_exact(device: str) -> bool:
     """Return whether torch multiplies int8 matrices exactly on a device, which is tried once.
 
-    On CPUs without instructions for it (VNNI) the sums of two products saturate.
+    Where compiled code asks first, it is tried while that is compiled. On CPUs without instructions for it (VNNI) the
+    sums of two products saturate.
     """
     if device not in _EXACT:
         _EXACT[device] = _try_products(device)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vgen.quantization import weights
 from vgen.quantization.balance import balance_inputs, balance_weight, balancing
 from vgen.quantization.kernels import quantized_linear
+from vgen.quantization.rotation import factors
 from vgen.quantization.scheme import LayerFormat
 
 
@@ -46,6 +47,7 @@ class QuantizedLinear(nn.Module):
             buffer("multipliers", out_features, in_features // format.group, dtype=torch.uint8)
         if format.balanced:
             buffer("balancing", in_features)
+            factors(in_features)  # known before compiled code asks
         self.bias = nn.Parameter(torch.empty(out_features, device=device), requires_grad=False) if bias else None
 
     @classmethod
@@ -97,8 +99,9 @@ class QuantizedLinear(nn.Module):
 
     def products(self) -> Tensor:
         """Return the weight without its scale, int8 [N, K], unpacked for as long as it is used."""
-        integers = weights.unpack(self.weight) if self.format.weight_bits == 4 else self.weight
-        return weights.grouped_products(integers, self.multipliers)
+        if self.format.weight_bits == 4:
+            return weights.int4_products(self.weight, self.multipliers)
+        return weights.grouped_products(self.weight, self.multipliers)
 
     def num_bytes(self) -> int:
         """Return what its buffers take, without the bias."""
