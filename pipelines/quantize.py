@@ -201,9 +201,11 @@ def quantize(plan: QuantizePlan, *, watch: Watch) -> dict[str, Any]:
     try:
         return _quantize(plan, unfinished, watch)
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(
-            f"What is done is kept in {unfinished.folder}, and the same command goes on there."
-        ) from interrupt
+        kept = f"What is done is kept in {unfinished.folder}, and the same command goes on there."
+        raise KeyboardInterrupt("" if unfinished.is_empty else kept) from interrupt
+    finally:
+        if unfinished.is_empty:
+            unfinished.remove()
 
 
 def _quantize(plan: QuantizePlan, unfinished: Unfinished, watch: Watch) -> dict[str, Any]:
@@ -568,7 +570,8 @@ def _calibration_prompts(asked: QuantizeRequest) -> list[str]:
     lines = batch.read(asked.calibration, {})
     for line in lines:
         if isinstance(line.request, VgenError):
-            raise line.request
+            error = line.request
+            raise type(error)(f"{asked.calibration}, line {line.number}: {error.message}", tip=error.tip)
     return [line.request.prompt for line in lines if isinstance(line.request, GenerateRequest)]
 
 

@@ -371,6 +371,10 @@ def test_a_run_that_is_stopped_goes_on_wherever_it_was(
 def test_a_run_that_lost_too_much_is_not_done_twice(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with monkeypatch.context() as patched, pytest.raises(TypeError):
+        patched.setattr(backbones, "load", None)
+        quantized(tiny_checkpoint, "w8a8", tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []  # nothing was done, nothing is left
     with pytest.raises(VgenError, match="was not written") as caught:
         quantized(tiny_checkpoint, "w8a8", tmp_path / "export", max_loss="psnr=99")
     assert "for which nothing is done twice" in (caught.value.tip or "")
@@ -422,7 +426,7 @@ def test_wrong_requests_are_refused_before_a_model_is_loaded(
     refused("Cannot read the prompts", calibration=tmp_path / "none.txt")
     refused("Cannot read the prompts", calibration=tmp_path)
     (tmp_path / "binary.txt").write_bytes(bytes(range(128, 256)))
-    refused("Cannot read the prompts", calibration=tmp_path / "binary.txt")
+    refused(r"binary.txt, line 1: The line is not UTF-8 text", calibration=tmp_path / "binary.txt")
     (tmp_path / "empty.txt").write_text("\n\n")
     refused("holds no prompts", calibration=tmp_path / "empty.txt")
     with pytest.raises(UsageError, match="use group=8, or group=0") as caught:

@@ -49,6 +49,12 @@ class Unfinished:
             (self.folder / "layers").mkdir(parents=True, exist_ok=True)
             files.write_text(self.folder / ASKED, text)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was done that took time."""
+        found = {path.name for path in self.folder.rglob("*") if path.is_file()}
+        return found <= {ASKED}
+
     def statistics(self) -> tuple[Statistics, int]:
         """Return what the layers have seen, and in how many videos."""
         from vgen.quantization.calibration import Statistics
