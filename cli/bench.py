@@ -96,6 +96,9 @@ def quantize(
         str, typer.Option(help="Whose video is denoised, too, at its defaults; none for linear layers alone.")
     ] = "toyland",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "auto",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the blocks of --model, in bfloat16, too.")
+    ] = False,
     form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text,
 ) -> None:
     """Time linear layers of Wan 2.1 1.3B's shapes, and a whole run, in bfloat16 and in schemes, in turns."""
@@ -105,6 +108,7 @@ def quantize(
         repeats=repeats,
         model=None if model == "none" else model,
         device=device,
+        compiled=compiled,
         on_progress=say,
     )
     if form is Format.json:
@@ -115,7 +119,9 @@ def quantize(
     for row in found["linear"]:
         _show(f"{row['tokens']} tokens, {row['inputs']} -> {row['outputs']}", row, row["bytes_share"], found)
     if "run" in found:
-        _show(f"denoising a video, {found['run']['model']}, {found['run']['steps']} steps", found["run"], {}, found)
+        run = found["run"]
+        how = ", compiled" if run["compiled"] else ""
+        _show(f"denoising a video, {run['model']}, {run['steps']} steps{how}", run, {}, found)
 
 
 def _show(what: str, row: dict[str, Any], shares: dict[str, float], found: dict[str, Any]) -> None:

@@ -33,6 +33,8 @@ vgen quantize toyland --scheme w4a8:group=64,alpha=0.5 -o toyland-w4a8 --max-los
 
 vgen quantize wan2.1-1.3b --scheme w4a8-mp:bits=5 --calibration prompts.txt -o wan-w4a8 --dry-run
 
+vgen quantize wan2.1-14b --scheme w4a8 --stream -o wan-14b-w4a8   (stopped? the same command goes on)
+
 vgen generate "a red ball bounces on the grass" --model toyland-w8a8
 """
 
@@ -86,7 +88,18 @@ def quantize(
     seed: Annotated[int, typer.Option(min=0, help="The first video's; the next has the next.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of what is not quantized: float32, bfloat16 or float16.")] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Replace an export that is there.")] = False,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Leave the weights on the disk, one in memory at a time: slower. [dim]Default: where they do not fit "
+            "into it[/dim]",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an export that is there, or what another run left unfinished.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, its sizes and its time, and do nothing.")
     ] = False,
@@ -107,6 +120,7 @@ def quantize(
         seed=seed,
         device=device,
         dtype=dtype,
+        stream=stream,
         force=force,
     )
     quantization.parse(scheme)
@@ -139,6 +153,7 @@ def _show_plan(plan: QuantizePlan, form: Format) -> None:
         "scheme": plan.request.scheme,
         "layers": len(plan.layers),
         "kept": list(plan.kept),
+        "streamed": plan.checkpoint.streamed,
         "bytes": sizes.to_dict(),
         "evaluations": plan.num_evaluations,
         "seconds_at_least": round(pipeline.least_seconds(plan), 1),
@@ -149,6 +164,8 @@ def _show_plan(plan: QuantizePlan, form: Format) -> None:
     print(f"{plan.request.output}\n  scheme: {plan.request.scheme}, of {plan.checkpoint.anchored_name}")
     print(f"  quantized: {len(plan.layers)} linear layers, {_share(facts['bytes'])}")
     print(f"  kept as they are: {len(plan.kept)} linear layers, and all that is none")
+    if plan.checkpoint.streamed:
+        print("  memory: weights stay on the disk, one is read at a time")
     print(f"  weights on disk: {readable(sizes.after)}, before {readable(sizes.before)}")
     print(
         f"  work: {len(plan.calibration)} videos to calibrate, {len(plan.comparison)} to compare, made twice: "

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vgen
-from vgen import backbones, batch, checkpoints, files, manifest, quantization, request, runtime
+from vgen import backbones, batch, checkpoints, files, integrity, manifest, quantization, request, runtime
 from vgen.checkpoints import Checkpoint
 from vgen.errors import UsageError, VgenError, did_you_mean
 from vgen.pipelines.run import Watch
 from vgen.quantization import LayerFormat, Scheme, export, layers
 from vgen.quantization.export import Sizes
 from vgen.quantization.layers import Layer
+from vgen.quantization.unfinished import Unfinished
 from vgen.request import GenerateRequest, Plan
 from vgen.toyland.prompts import Prompt, held_out, truth
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 REPORT, PAGE = "report.json", "report.html"
 STEPS = 10  # of a video that is made to calibrate
+STREAM_ABOVE = 0.7  # of the free memory: what the rest of a model and its activations leave for weights
 # What `--max-loss` may limit, and what its numbers mean.
 LIMITS = {"score": "points of Toyland's joint score", "psnr": "dB at least", "ssim": "at least"}
 
@@ -38,7 +40,8 @@ class QuantizeRequest:
     `calibration` is a file of prompts (None: the built-in ones), of which `samples` videos of `steps` steps are made
     (None: `STEPS`, or what a few-step student has). `compare` videos are made before and after. Each `lora`, as
     `vgen.loras.asked` reads it, is merged before. `image` is the first frame for models that need one, and `max_loss`
-    as `read_limits` reads it.
+    as `read_limits` reads it. With `stream` the weights stay on the disk, one in memory at a time; None: where they
+    do not fit into it.
     """
 
     model: str
@@ -54,6 +57,7 @@ class QuantizeRequest:
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
+    stream: bool | None = None
     force: bool = False
 
 
@@ -76,6 +80,25 @@ class QuantizePlan:
     comparison: tuple[Plan, ...]
     prompts: tuple[Prompt, ...]
     limits: Mapping[str, float]
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """All that intermediate results depend on, for `Unfinished`."""
+
+        def videos(plans: Sequence[Plan]) -> list[Any]:
+            return [[plan.prompt, plan.seed, plan.num_inference_steps] for plan in plans]
+
+        wanted = self.request
+        return {
+            "vgen": vgen.__version__,
+            "model": manifest.identity(self.checkpoint),
+            "scheme": wanted.scheme,
+            "calibration": videos(self.calibration),
+            "comparison": videos(self.comparison),
+            "image": None if wanted.image is None else integrity.sha256(wanted.image),
+            "device": wanted.device,
+            "dtype": wanted.dtype,
+        }
 
     @property
     def num_evaluations(self) -> int:
@@ -131,9 +154,11 @@ def plan(asked: QuantizeRequest, checkpoint: Checkpoint) -> QuantizePlan:
     chosen = [layer for layer in found if layer.role]
     format = scheme.format(scheme.weight_bits)
     layers.check_divides(chosen, format)
+    streamed = _streams(asked, chosen)
     formats = dict.fromkeys(chosen, format)
     sizes = export.sizes(checkpoint, chosen, _likely(formats, scheme))
-    export.check_space(asked.output, sizes.after)
+    # What is done so far is there beside the export that is written of it.
+    export.check_space(asked.output, sizes.after + sizes.layers_after)
     compared = _compared_prompts(asked, checkpoint)
     texts = [prompt.text for prompt in compared] or [prompts[index % len(prompts)] for index in range(asked.compare)]
     if limits and not texts:
@@ -151,7 +176,8 @@ def plan(asked: QuantizeRequest, checkpoint: Checkpoint) -> QuantizePlan:
     return QuantizePlan(
         request=asked,
         scheme=scheme,
-        checkpoint=calibration[0].checkpoint,  # with the LoRAs that were asked for
+        # With the LoRAs that were asked for.
+        checkpoint=replace(calibration[0].checkpoint, streamed=streamed),
         layers=tuple(chosen),
         kept=tuple(layer.path for layer in found if not layer.role),
         formats=formats,
@@ -168,19 +194,34 @@ def plan(asked: QuantizeRequest, checkpoint: Checkpoint) -> QuantizePlan:
 def quantize(plan: QuantizePlan, *, watch: Watch) -> dict[str, Any]:
     """Quantize, compare and write the export, and return the report, which is in its folder as JSON and as a page.
 
-    Raises `VgenError` where the export loses more than `limits` allow; the report is beside its folder then.
+    What is done is kept beside the output, and a run that was stopped goes on there. Raises `VgenError` where the
+    export loses more than `limits` allow; the report is beside its folder then, and what was done is kept.
     """
+    unfinished = Unfinished(plan.request.output, plan.asked, force=plan.request.force)
+    try:
+        return _quantize(plan, unfinished, watch)
+    except KeyboardInterrupt as interrupt:
+        kept = f"What is done is kept in {unfinished.folder}, and the same command goes on there."
+        raise KeyboardInterrupt("" if unfinished.is_empty else kept) from interrupt
+    finally:
+        if unfinished.is_empty:
+            unfinished.remove()
+
+
+def _quantize(plan: QuantizePlan, unfinished: Unfinished, watch: Watch) -> dict[str, Any]:
+    if unfinished.goes_on:
+        watch.on_note(f"Going on with what {unfinished.folder} has.")
     watch.on_stage("load")
     chosen = runtime.choose(plan.request.device, plan.request.dtype)
     backbone = backbones.load(plan.checkpoint, chosen, progress=watch.download)
     watch.on_stage("calibrate")
-    statistics = calibrate(backbone, plan, watch)
+    statistics = calibrate(backbone, plan, watch, unfinished)
     watch.on_stage("compare")
-    before = make(backbone, plan.comparison, watch)
+    before = make(backbone, plan, "before", watch, unfinished)
     watch.on_stage("quantize")
-    formats, measured = quantize_layers(backbone, plan, statistics, watch)
+    formats, measured = quantize_layers(backbone, plan, statistics, watch, unfinished)
     watch.on_stage("compare")
-    after = make(backbone, plan.comparison, watch)
+    after = make(backbone, plan, "after", watch, unfinished)
     watch.on_stage("report")
     report = account(plan, backbone, formats, measured, statistics, before, after)
     refused = exceeded(plan.limits, report)
@@ -193,10 +234,13 @@ def quantize(plan: QuantizePlan, *, watch: Watch) -> dict[str, Any]:
             files.write_text(output.with_name(f"{output.name}.{name}"), text)
         raise VgenError(
             f"{output} was not written: {'; '.join(refused)}.",
-            tip=f"{output.name}.{PAGE} shows what was lost where; try a scheme of more bits, or --max-loss.",
+            tip=f"{output.name}.{PAGE} shows what was lost where; try a scheme of more bits, or another --max-loss, "
+            f"for which nothing is done twice: all is kept in {unfinished.folder}.",
         )
     watch.on_stage("write")
-    readme = export.model_card(plan.checkpoint, plan.request.scheme, report_sizes(report), _sentences(report))
+    readme = export.model_card(
+        plan.checkpoint, plan.request.scheme, formats.values(), report_sizes(report), _sentences(report)
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic(output) as part:
         kept = {"scheme": plan.request.scheme, "layers": report["layers"], "groups": report["groups"]}
@@ -210,33 +254,47 @@ def quantize(plan: QuantizePlan, *, watch: Watch) -> dict[str, Any]:
         )
         (part / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         (part / PAGE).write_text(html, encoding="utf-8")
+    unfinished.remove()
     return report
 
 
-def calibrate(backbone: Backbone, plan: QuantizePlan, watch: Watch) -> Statistics:
-    """Return what the layers see while the calibration's videos are made."""
+def calibrate(
+    backbone: Backbone, plan: QuantizePlan, watch: Watch, unfinished: Unfinished | None = None
+) -> Statistics:
+    """Return what the layers see while the calibration's videos are made, those aside that were seen before."""
     from vgen.pipelines import text_to_video
     from vgen.quantization.calibration import Statistics, observing
 
-    statistics = Statistics()
+    statistics, num_seen = (Statistics(), 0) if unfinished is None else unfinished.statistics()
+    if num_seen and plan.scheme.average_bits is not None and (unfinished is None or unfinished.bits() is None):
+        # What is repeated for mixed precision is of the first video, whose noise levels are those of all.
+        with observing(backbone, (), Statistics(calls=statistics.calls)) as observed:
+            text_to_video.generate(plan.calibration[0], observed)
     total = len(plan.calibration)
-    for index, video in enumerate(plan.calibration):
+    for index, video in enumerate(plan.calibration[num_seen:], start=num_seen):
         with observing(backbone, plan.layers, statistics) as observed:
 
             def on_step(step: int, num_steps: int, index: int = index) -> None:
                 watch.on_step(index * num_steps + step, total * num_steps)
 
             text_to_video.generate(video, observed, on_step=on_step, on_warning=watch.on_warning)
+        if unfinished is not None:
+            unfinished.keep_statistics(statistics, index + 1)
     return statistics
 
 
 def quantize_layers(
-    backbone: Backbone, plan: QuantizePlan, statistics: Statistics, watch: Watch
+    backbone: Backbone,
+    plan: QuantizePlan,
+    statistics: Statistics,
+    watch: Watch,
+    unfinished: Unfinished | None = None,
 ) -> tuple[dict[Layer, LayerFormat], dict[str, Any]]:
     """Put quantized layers in the place of the backbone's, one by one, and return their formats and what was measured.
 
     That is `errors`, per layer's path the relative squared error of its outputs per range of noise levels, and for a
-    scheme of mixed precision `groups`. LoRAs are a part of the weights, and so quantized with them.
+    scheme of mixed precision `groups`. LoRAs are a part of the weights, and so quantized with them. Where a run can go
+    on, each layer is written when it is done, and on a CPU used from its file.
     """
     import torch
 
@@ -247,19 +305,26 @@ def quantize_layers(
     measured: dict[str, Any] = {"errors": {}, "groups": {}}
     with torch.inference_mode():
         if scheme.average_bits is not None:
-            formats, measured["groups"] = mixed(backbone, plan, statistics)
+            formats, measured["groups"] = mixed(backbone, plan, statistics, unfinished)
         for index, layer in enumerate(plan.layers):
             linear = layers.linear(backbone, layer)
-            made = precision.quantize_layer(layer, linear, scheme, formats[layer], statistics)
-            tokens = statistics.tokens.get(layer.path, {})
-            measured["errors"][layer.path] = precision.output_error(linear, made, tokens)
+            kept = None if unfinished is None else unfinished.layer(layer, linear, formats[layer])
+            if kept is None:
+                made = precision.quantize_layer(layer, linear, scheme, formats[layer], statistics)
+                tokens = statistics.tokens.get(layer.path, {})
+                errors = precision.output_error(linear, made, tokens)
+                if unfinished is not None:
+                    unfinished.keep_layer(layer, made, errors)
+                    kept = unfinished.layer(layer, linear, formats[layer])
+            made, errors = kept or (made, errors)
+            measured["errors"][layer.path] = errors
             layers.replace(backbone, layer, made)
             watch.on_step(index + 1, len(plan.layers))
     return formats, measured
 
 
 def mixed(
-    backbone: Backbone, plan: QuantizePlan, statistics: Statistics
+    backbone: Backbone, plan: QuantizePlan, statistics: Statistics, unfinished: Unfinished | None = None
 ) -> tuple[dict[Layer, LayerFormat], dict[str, Any]]:
     """Return each layer's format in a scheme of mixed precision, and what the groups were measured by."""
     from vgen.quantization import precision
@@ -267,6 +332,8 @@ def mixed(
 
     scheme = plan.scheme
     assert scheme.average_bits is not None
+    if unfinished is not None and (known := unfinished.bits()) is not None:
+        return {layer: scheme.format(known["bits"][layer.path]) for layer in plan.layers}, known["groups"]
     served = precision.group_errors(backbone, plan.layers, scheme, statistics)
     errors: dict[Layer, dict[int, float]] = {}
     for layer in plan.layers:
@@ -290,19 +357,26 @@ def mixed(
         }
         for role, found in served.items()
     }
+    if unfinished is not None:
+        unfinished.keep_bits({"bits": {layer.path: bits for layer, bits in bits_of.items()}, "groups": described})
     return {layer: scheme.format(bits) for layer, bits in bits_of.items()}, described
 
 
-def make(backbone: Backbone, plans: Sequence[Plan], watch: Watch) -> Made:
-    """Return the videos of plans."""
+def make(backbone: Backbone, plan: QuantizePlan, name: str, watch: Watch, unfinished: Unfinished) -> Made:
+    """Return the compared videos, "before" or "after", those aside that were made in a run before."""
     from vgen.pipelines import text_to_video
 
     made = Made()
-    for index, video in enumerate(plans):
-        generation = text_to_video.generate(video, backbone)
-        made.frames.append(generation.frames)
-        made.seconds.append(generation.timings["denoise"])
-        watch.on_step(index + 1, len(plans))
+    for index, video in enumerate(plan.comparison):
+        place = f"{name}-{index:03d}"
+        found = unfinished.video(place)
+        if found is None:
+            generation = text_to_video.generate(video, backbone)
+            found = generation.frames, generation.timings["denoise"]
+            unfinished.keep_video(place, *found)
+        made.frames.append(found[0])
+        made.seconds.append(found[1])
+        watch.on_step(index + 1, len(plan.comparison))
     return made
 
 
@@ -426,8 +500,10 @@ def read_limits(text: str | None) -> dict[str, float]:
             )
         try:
             limits[name] = float(value)
-        except ValueError as error:
-            raise UsageError(f'"{value}" is no limit for {name}.', tip=f"give a number: {LIMITS[name]}.") from error
+        except ValueError:
+            limits[name] = math.nan
+        if not math.isfinite(limits[name]):
+            raise UsageError(f'"{value}" is no limit for {name}.', tip=f"give a number: {LIMITS[name]}.")
     return limits
 
 
@@ -494,8 +570,25 @@ def _calibration_prompts(asked: QuantizeRequest) -> list[str]:
     lines = batch.read(asked.calibration, {})
     for line in lines:
         if isinstance(line.request, VgenError):
-            raise line.request
+            error = line.request
+            raise type(error)(f"{asked.calibration}, line {line.number}: {error.message}", tip=error.tip)
     return [line.request.prompt for line in lines if isinstance(line.request, GenerateRequest)]
+
+
+def _streams(asked: QuantizeRequest, chosen: Sequence[Layer]) -> bool:
+    """Return whether weights stay on the disk: as it was asked for, or else where they take more than what is free."""
+    if asked.lora:
+        if asked.stream:
+            raise UsageError(
+                "LoRAs are merged into weights in memory, and --stream leaves these on the disk.",
+                tip="leave out --stream, or merge the LoRA into the model's files before.",
+            )
+        return False
+    if asked.stream is not None:
+        return asked.stream
+    width = 4 if runtime.DTYPES[asked.dtype] == "float32" else 2
+    free = (runtime.gpu_memory(asked.device) or runtime.memory("cpu")).free
+    return width * sum(layer.num_weights for layer in chosen) > STREAM_ABOVE * free
 
 
 def _compared_prompts(asked: QuantizeRequest, checkpoint: Checkpoint) -> list[Prompt]:

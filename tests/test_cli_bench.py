@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from vgen import checkpoints, cli
@@ -37,8 +39,19 @@ def test_bench_quantize_denoises_a_model_in_turns(tiny_checkpoint: Path, monkeyp
     small = replace(found.defaults, width=32, height=32, num_frames=5, num_inference_steps=2)
     monkeypatch.setattr(checkpoints, "resolve", lambda model: replace(found, defaults=small))
     told = bench.bench_quantize(schemes=["w8a8"], tokens=[], repeats=1, model="tiny", device="cpu")
-    assert told["run"]["steps"] == 2 and told["run"]["seconds"].keys() == {"bfloat16", "w8a8"}
+    assert (
+        told["run"]["steps"] == 2
+        and not told["run"]["compiled"]
+        and told["run"]["seconds"].keys() == {"bfloat16", "w8a8"}
+    )
     assert min(told["run"]["seconds"].values()) > 0
+    # Captured as it is, and not made to C++, which takes long: what counts is one graph for all blocks of a variant.
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    told = bench.bench_quantize(schemes=["w8a8"], tokens=[], repeats=1, model="tiny", device="cpu", compiled=True)
+    assert told["run"]["compiled"] and torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert not torch._dynamo.utils.counters["graph_break"]
     with pytest.raises(UsageError, match="Groups of 64 do not divide"):
         bench.bench_quantize(schemes=["w4a8"], tokens=[], repeats=1, model="tiny", device="cpu")
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from tests import tiny_lora, tiny_ltx_video
@@ -21,7 +23,7 @@ from vgen.pipelines import quantize as pipeline
 from vgen.pipelines import text_to_video
 from vgen.pipelines.quantize import QuantizeRequest
 from vgen.pipelines.run import Watch
-from vgen.quantization import calibration, export, kernels, layers, loading, page, precision
+from vgen.quantization import calibration, export, kernels, layers, page, precision
 from vgen.quantization.layers import CROSS, FEED_FORWARD, SELF, Layer
 from vgen.quantization.linear import QuantizedLinear
 from vgen.request import GenerateRequest
@@ -128,13 +130,71 @@ def test_quantizing_writes_a_checkpoint_that_every_command_takes(exported: Path,
     assert "w4a8:group=8" in (exported / "README.md").read_text()
 
 
-def test_stock_diffusers_refuses_an_export_by_its_method(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stock_diffusers_refuses_by_its_method_what_it_has_no_place_for(exported: Path) -> None:
     from diffusers import WanTransformer3DModel
-    from diffusers.quantizers import auto
 
-    monkeypatch.delitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, loading.Method.VGEN.value, raising=False)
     with pytest.raises(ValueError, match="Unknown quantization type, got vgen"):
         WanTransformer3DModel.from_pretrained(exported / "transformer")
+    # It is the same where vgen has loaded the folder before.
+    backbones.load(checkpoints.resolve(str(exported)), runtime.choose("cpu", "bfloat16"))
+    with pytest.raises(ValueError, match="Unknown quantization type, got vgen"):
+        WanTransformer3DModel.from_pretrained(exported / "transformer")
+
+
+@pytest.fixture(scope="module")
+def in_shards(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an export as w8a8, in several files as a large model is. Do not write to it."""
+    folder = tmp_path_factory.mktemp("exports") / "w8a8"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(export, "SHARD", 30_000)
+        quantized(tiny_checkpoint, "w8a8", folder, compare=0)
+    return folder
+
+
+def test_int8_layers_are_stored_as_torchao_stores_them(in_shards: Path, tiny_checkpoint: Path) -> None:
+    files = sorted((in_shards / "transformer").glob("*.safetensors"))
+    assert len(files) > 1
+    stored: dict[str, torch.Tensor] = {}
+    for file in files:
+        stored |= load_file(file)
+        with safe_open(file, framework="pt") as opened:
+            header = opened.metadata()
+        layer = json.loads(header["blocks.0.ffn.net.2.weight"])
+        assert layer["_type"] == "Int8Tensor" and layer["_data"]["block_size"] == [1, 48]
+        assert layer["_data"]["act_quant_kwargs"]["_data"]["mapping_type"]["_data"] == "SYMMETRIC"
+        assert json.loads(header["proj_out.weight"]) == {"_type": "Tensor"}
+    config = json.loads((in_shards / "transformer" / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "torchao"
+    assert config["quant_type"]["default"]["_type"] == "Int8DynamicActivationInt8WeightConfig"
+
+    checkpoint = checkpoints.resolve(str(in_shards))
+    checkpoints.verify(checkpoint, full=True)
+    layer = backbones.load(checkpoint, runtime.choose("cpu", "bfloat16")).blocks()[0].attn1.to_q
+    assert isinstance(layer, QuantizedLinear)
+    assert torch.equal(stored["blocks.0.attn1.to_q._weight_qdata"], layer.weight)
+    assert torch.equal(stored["blocks.0.attn1.to_q._weight_scale"], layer.scale[:, None])
+    with pytest.raises(UsageError, match="is quantized already, by vgen as w8a8"):
+        planned(in_shards, "w8a8", in_shards.with_name("again"))
+
+
+def test_stock_diffusers_loads_int8_layers_with_torchao(in_shards: Path) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    from diffusers import WanPipeline
+
+    pipeline = WanPipeline.from_pretrained(in_shards, torch_dtype=torch.bfloat16)
+    backbone = backbones.load(checkpoints.resolve(str(in_shards)), runtime.choose("cpu", "bfloat16"))
+    ours = backbone.transformer.state_dict()  # type: ignore[attr-defined]
+    theirs = pipeline.transformer.state_dict()
+    layers_of_8_bits = [name for name, tensor in theirs.items() if isinstance(tensor, quantization.Int8Tensor)]
+    assert len(layers_of_8_bits) == 20
+    for name, tensor in theirs.items():
+        found = tensor.qdata if name in layers_of_8_bits else tensor
+        assert found.dtype == ours[name].dtype and torch.equal(found, ours[name]), name
+    x = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.inference_mode():
+        expected, found = (block.attn1.to_q(x) for block in (backbone.blocks()[0], pipeline.transformer.blocks[0]))
+    # torchao quantizes and rescales in bfloat16, vgen in float32.
+    assert torch.allclose(found, expected, atol=0.02 * float(expected.abs().max()))
 
 
 def test_what_was_damaged_or_is_newer_is_refused(exported: Path, tmp_path: Path) -> None:
@@ -237,19 +297,93 @@ def test_a_dry_run_says_sizes_and_work_and_writes_nothing(tiny_checkpoint: Path,
     assert not (tmp_path / "x").exists()
 
 
-def test_an_interrupted_export_leaves_nothing(
+def whole(folder: Path) -> dict[str, bytes]:
+    """Return what an export computes, by file."""
+    names = ("transformer/config.json", f"transformer/{export.WEIGHTS}", "quantization.json")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def test_weights_on_the_disk_give_the_same_export(tiny_checkpoint: Path, tiny_ltx: Path, tmp_path: Path) -> None:
+    for model in (tiny_checkpoint, tiny_ltx):
+        exports = [tmp_path / f"{model.name}-{stream}" for stream in (False, True)]
+        for folder, stream in zip(exports, (False, True), strict=True):
+            quantized(model, "w4a8-mp:bits=6,group=8", folder, stream=stream, compare=0)
+        assert whole(exports[0]) == whole(exports[1])
+    plan = planned(tiny_checkpoint, "w4a8:group=8", tmp_path / "export", stream=True)
+    backbone = backbones.load(plan.checkpoint, runtime.choose("cpu", "bfloat16"))
+    held = backbone.transformer.state_dict()  # type: ignore[attr-defined]
+    assert "blocks.0.ffn.net.2.bias" in held and not any(f"{layer.name}.weight" in held for layer in plan.layers)
+    assert held["blocks.0.norm2.weight"].dtype == torch.float32
+    expected = backbones.load(checkpoints.resolve(str(tiny_checkpoint)), runtime.choose("cpu", "bfloat16"))
+    assert torch.equal(latents(backbone, tiny_checkpoint), latents(expected, tiny_checkpoint))
+
+
+def test_weights_stay_on_the_disk_where_they_do_not_fit(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*args: Any, **more: Any) -> Any:
-        raise KeyboardInterrupt
+    assert not planned(tiny_checkpoint, "w8a8", tmp_path / "export").checkpoint.streamed
+    monkeypatch.setattr(runtime, "memory", lambda device: runtime.Memory(device=device, total=10**6, free=10**4))
+    assert planned(tiny_checkpoint, "w8a8", tmp_path / "export").checkpoint.streamed
+    assert not planned(tiny_checkpoint, "w8a8", tmp_path / "export", stream=False).checkpoint.streamed
+    told = run("quantize", tiny_checkpoint, "--scheme", "w8a8", "-o", tmp_path / "export", "--dry-run")
+    assert "weights stay on the disk" in told.stdout
 
-    monkeypatch.setattr(export, "write_card", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        quantized(tiny_checkpoint, "w8a8", tmp_path / "export", compare=0)
-    assert list(tmp_path.iterdir()) == []
+
+def test_a_run_that_is_stopped_goes_on_wherever_it_was(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"scheme": "w4a8-mp:bits=6,group=8", "samples": 2, "compare": 1}
+    quantized(tiny_checkpoint, output=tmp_path / "whole", **options)
+    made: list[str] = []
+
+    def stopping(name: str, call: Any, at: int) -> Any:
+        def maybe(*args: Any, **given: Any) -> Any:
+            if len(made) == at:
+                raise KeyboardInterrupt
+            made.append(name)
+            return call(*args, **given)
+
+        return maybe
+
+    generate, quantize_layer, card = text_to_video.generate, precision.quantize_layer, export.write_card
+    # In the second video, after 2 layers of 20 (each is tried with two numbers of bits before, and in its group), in
+    # the video after, while the export is written, and then not at all.
+    for at, kept in ((1, 0), (0, 0), (3 + 60 + 2, 2), (18, 20), (1, 20), (99, 20)):
+        made.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(text_to_video, "generate", stopping("video", generate, at))
+            patched.setattr(precision, "quantize_layer", stopping("layer", quantize_layer, at))
+            patched.setattr(export, "write_card", stopping("card", card, at))
+            if at != 99:
+                with pytest.raises(KeyboardInterrupt, match="the same command goes on there"):
+                    quantized(tiny_checkpoint, output=tmp_path / "export", **options)
+                assert {path.name for path in tmp_path.iterdir()} == {"whole", "export.unfinished"}
+                assert len(list((tmp_path / "export.unfinished" / "layers").iterdir())) == kept
+                with pytest.raises(VgenError, match=r"export.unfinished is what another run has left"):
+                    quantized(tiny_checkpoint, output=tmp_path / "export", **(options | {"scheme": "w8a8"}))
+            else:
+                quantized(tiny_checkpoint, output=tmp_path / "export", **options)
+    assert made == ["card"]
+    assert whole(tmp_path / "export") == whole(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "export"}
 
 
-def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_run_that_lost_too_much_is_not_done_twice(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched, pytest.raises(TypeError):
+        patched.setattr(backbones, "load", None)
+        quantized(tiny_checkpoint, "w8a8", tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []  # nothing was done, nothing is left
+    with pytest.raises(VgenError, match="was not written") as caught:
+        quantized(tiny_checkpoint, "w8a8", tmp_path / "export", max_loss="psnr=99")
+    assert "for which nothing is done twice" in (caught.value.tip or "")
+    monkeypatch.setattr(text_to_video, "generate", None)
+    quantized(tiny_checkpoint, "w8a8", tmp_path / "export", max_loss="psnr=5")
+    assert (tmp_path / "export" / "vgen.json").exists() and not (tmp_path / "export.unfinished").exists()
+
+
+def test_a_disk_that_fills_up_is_told_and_loses_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     largest = max(path.stat().st_size for path in (tiny_checkpoint / "vae").iterdir())
@@ -260,7 +394,9 @@ def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tiny_checkpoint: Path, 
             pipeline.quantize(plan, watch=Watch())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["export.unfinished"]
+    pipeline.quantize(plan, watch=Watch())
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
 def test_wrong_requests_are_refused_before_a_model_is_loaded(
@@ -283,9 +419,14 @@ def test_wrong_requests_are_refused_before_a_model_is_loaded(
     refused("261 videos cannot be compared", compare=261)
     refused('There is no loss "pnsr". Did you mean "psnr"?', max_loss="pnsr=3")
     refused('"much" is no limit for score', max_loss="much")
+    refused('"nan" is no limit for psnr', max_loss="psnr=nan")
     refused("has no score: it does not know Toyland", max_loss="2")
+    refused("LoRAs are merged into weights in memory", lora=("x",), stream=True)
     refused("--max-loss needs videos", max_loss="psnr=30", compare=0)
     refused("Cannot read the prompts", calibration=tmp_path / "none.txt")
+    refused("Cannot read the prompts", calibration=tmp_path)
+    (tmp_path / "binary.txt").write_bytes(bytes(range(128, 256)))
+    refused(r"binary.txt, line 1: The line is not UTF-8 text", calibration=tmp_path / "binary.txt")
     (tmp_path / "empty.txt").write_text("\n\n")
     refused("holds no prompts", calibration=tmp_path / "empty.txt")
     with pytest.raises(UsageError, match="use group=8, or group=0") as caught:
@@ -321,6 +462,8 @@ def test_calibration_keeps_ranges_and_branches_apart(tiny_checkpoint: Path, tmp_
     seen = maxima.amax(-1) > 0
     assert maxima.shape == (calibration.RANGES, 2, 24) and seen[0].all()
     assert not torch.equal(maxima[0, 0], maxima[0, 1])
+    kept = [tokens for seen in statistics.tokens.values() for tokens in seen.values()]
+    assert all(tokens.untyped_storage().nbytes() == tokens.nbytes for tokens in kept)
     assert set(statistics.calls) == {(int(where), int(branch)) for where, branch in seen.nonzero()}
     # The maxima are those of plain hooks, over everything that runs.
     plain = torch.zeros(24)

@@ -194,6 +194,28 @@ def test_many_tokens_are_multiplied_in_parts_with_one_result(monkeypatch: pytest
     assert torch.equal(made(x), whole)
 
 
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_a_compiled_layer_is_one_graph_that_gives_the_same(
+    format: LayerFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a process that has not multiplied yet.
+    monkeypatch.setattr(kernels, "_EXACT", {})
+    for name in ("_FACTORS", "_INTEGERS", "_MATRICES"):
+        monkeypatch.setattr(rotation, name, {})
+    x = outliers(50, 96).float()
+    made = quantized(layer(), format, x)
+    called: list[str] = []
+
+    def remember(graph: Any, inputs: Any) -> Any:
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(made, backend=remember, fullgraph=True)(x), made(x))
+    assert ("vgen.int4_products" in called) == (format.weight_bits == 4)
+    assert not any("kron" in target for target in called)
+
+
 def test_what_is_not_finite_is_not_hidden() -> None:
     x = outliers(8, 96).float()
     made = quantized(layer(), FORMATS[0], x)

@@ -125,7 +125,8 @@ class Checkpoint:
     one on the licence. `peak` and `download_gb` (in 10^9 bytes) are known for names of the catalogue, `components` for
     these and for weights that are on this machine. Of one on the hub, `revision` is the commit where it is known, and
     `follows` the branch, tag or commit that was asked for (None: the newest). `quantization` is the scheme of one that
-    vgen has quantized.
+    vgen has quantized. Of one that is `streamed` the weights that can be quantized are read from their files each time
+    that they are used, rather than once.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Checkpoint:
     loras: tuple[Lora, ...] = ()
     follows: str | None = None
     quantization: str = ""
+    streamed: bool = False
 
     @property
     def anchored_name(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vgen import backbones, checkpoints, quantization, request, runtime
@@ -31,9 +32,12 @@ def bench_quantize(
     repeats: int,
     model: str | None,
     device: str,
+    compiled: bool = False,
     on_progress: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Return median seconds of linear layers of `SHAPES` and, with a `model`, of denoising one of its videos.
+
+    With `compiled` the blocks of that model are compiled, in bfloat16, too.
 
     All variants take turns, so that whatever else the machine does slows down all of them; the reference is bfloat16.
     Raises `UsageError` for schemes that do not exist and numbers below 1.
@@ -44,6 +48,8 @@ def bench_quantize(
         raise UsageError("There is nothing to measure.", tip="give --repeats and --tokens of 1 or more.")
     import torch
 
+    if compiled:
+        runtime.check_compiler()
     chosen = runtime.choose(device, "bfloat16")
     found: dict[str, Any] = {
         "machine": {
@@ -62,7 +68,7 @@ def bench_quantize(
                 on_progress(f"{num_tokens} tokens, {shape[0]} to {shape[1]} ...")
                 found["linear"].append(_linear(num_tokens, shape, schemes, repeats, chosen))
         if model is not None:
-            found["run"] = _run(model, schemes, repeats, chosen, on_progress)
+            found["run"] = _run(model, schemes, repeats, replace(chosen, compile=compiled), on_progress)
     return found
 
 
@@ -147,6 +153,7 @@ def _run(
     return {
         "model": checkpoint.anchored_name,
         "steps": made.num_inference_steps,
+        "compiled": chosen.compile,
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
         "speedup": {name: round(seconds["bfloat16"] / value, 3) for name, value in seconds.items()},
     }

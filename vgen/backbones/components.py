@@ -89,8 +89,8 @@ def load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any
         folder = checkpoint.folder / name
         if not options:
             return component.from_pretrained(folder, local_files_only=True)
-        learn_quantization(folder)
-        with no_progress_bars():
+        streamed = checkpoint.streamed and is_transformer(name)
+        with no_progress_bars(), as_streamed(checkpoint, name, options) if streamed else as_quantized(folder):
             model, info = component.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
             )
@@ -119,13 +119,28 @@ def load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any
     return model.eval()
 
 
-def learn_quantization(folder: Path) -> None:
-    """Teach diffusers to load a component's folder where vgen has quantized it."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("quantization_config", {}).get("quant_method") == "vgen":
-        from vgen.quantization import loading
+@contextmanager
+def as_quantized(folder: Path) -> Iterator[None]:
+    """Let diffusers load a component's folder where vgen has quantized it."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
+    if config.get("quant_method") != "vgen" and "vgen" not in config:
+        yield
+        return
+    from vgen.quantization import loading
 
-        loading.register()
+    with loading.known(config["quant_method"]):
+        yield
+
+
+@contextmanager
+def as_streamed(checkpoint: Checkpoint, name: str, options: dict[str, Any]) -> Iterator[None]:
+    """Let diffusers leave the linear layers of a transformer's blocks on the disk; adds to the options of loading."""
+    from vgen.quantization import layers, loading, streaming
+
+    files = layers.files(checkpoint, name)
+    options["quantization_config"] = streaming.StreamingConfig(files=files, dtype=options["torch_dtype"])
+    with loading.registered(loading.Method.STREAMED, streaming.StreamingQuantizer, {}):
+        yield
 
 
 def load_scheduler(checkpoint: Checkpoint, entry: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,7 +61,34 @@ class Statistics:
         maxima[range_, branch] = torch.maximum(maxima[range_, branch], largest)
         tokens = self.tokens.setdefault(layer.path, {})
         if (range_, branch) not in tokens:
-            tokens[range_, branch] = rows[:: -(-len(rows) // TOKENS)].cpu()
+            # A copy: a view would keep all of the layer's inputs in memory.
+            tokens[range_, branch] = rows[:: -(-len(rows) // TOKENS)].cpu().clone()
+
+    def save(self, path: Path, num_videos: int) -> None:
+        """Write what was seen in so many videos, but for `calls`, which only a backbone can make again."""
+        from safetensors.torch import save
+
+        tensors = {f"maxima/{layer}": maxima for layer, maxima in self.maxima.items()}
+        for layer, seen in self.tokens.items():
+            tensors |= {f"tokens/{layer}/{range_}/{branch}": rows for (range_, branch), rows in seen.items()}
+        told = {"num_evaluations": str(self.num_evaluations), "num_videos": str(num_videos)}
+        path.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, told))
+
+    @classmethod
+    def load(cls, path: Path) -> tuple[Statistics, int]:
+        """Return what `save` wrote, and the number of videos."""
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as stored:
+            told = stored.metadata()
+            found = cls(num_evaluations=int(told["num_evaluations"]))
+            for name in stored.keys():  # noqa: SIM118
+                kind, layer, *key = name.split("/")
+                if kind == "maxima":
+                    found.maxima[layer] = stored.get_tensor(name).clone()
+                else:
+                    found.tokens.setdefault(layer, {})[int(key[0]), int(key[1])] = stored.get_tensor(name)
+        return found, int(told["num_videos"])
 
 
 class Observed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +22,13 @@ from vgen.quantization.layers import COMPONENTS, Layer
 from vgen.quantization.scheme import LayerFormat
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vgen.backbones import Backbone
 
 PLAN = "quantization.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+SHARD = 2**31  # bytes
 SPARE = 2**20  # bytes, for what is small: configurations, the card, the report
 
 
@@ -111,11 +114,12 @@ def write(
     plan: Mapping[str, Any],
     readme: str,
 ) -> None:
-    """Write a backbone, whose layers are quantized, to a new folder; `plan` becomes quantization.json."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    """Write a backbone, whose layers are quantized, to a new folder; `plan` becomes quantization.json.
 
+    In torchao's layout where that has a place for all of it, so that other tools load it too.
+    """
     from vgen.quantization import layers as of_backbone
+    from vgen.quantization import torchao
 
     parent = backbone.checkpoint
     assert parent.folder is not None
@@ -127,23 +131,20 @@ def write(
     for component, model in of_backbone.components(backbone).items():
         (folder / component).mkdir()
         config = json.loads((parent.folder / component / "config.json").read_text(encoding="utf-8"))
-        config["quantization_config"] = {
-            "quant_method": "vgen",
+        mine = {layer.name: format for layer, format in formats.items() if layer.component == component}
+        told = {
             "format": CARD_FORMAT,
             "scheme": scheme,
-            "layers": {
-                layer.name: asdict(format) for layer, format in formats.items() if layer.component == component
-            },
+            "layers": {name: asdict(format) for name, format in mine.items()},
         }
+        state, header = model.state_dict(), {"format": "pt"}
+        if torchao.carries(mine.values()):
+            config["quantization_config"] = {**torchao.config(next(iter(mine.values()))), "vgen": told}
+            state, header = torchao.flattened(state, mine, backbone.runtime.dtype)
+        else:
+            config["quantization_config"] = {"quant_method": "vgen", **told}
         _write_json(folder / component / "config.json", config)
-        state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-        try:
-            save_file(state, folder / component / WEIGHTS, metadata={"format": "pt"})
-        except SafetensorError as error:  # What the system refuses is one of these, and no OSError.
-            raise VgenError(
-                f"Could not write {folder.parent}: {error}.",
-                tip="free some space, or choose another disk with --output.",
-            ) from error
+        _save(folder / component, state, header)
     _write_json(folder / PLAN, plan)
     (folder / "README.md").write_text(readme, encoding="utf-8")
     write_card(
@@ -155,8 +156,41 @@ def write(
     )
 
 
-def model_card(checkpoint: Checkpoint, scheme: str, sizes: Sizes, measured: Sequence[str]) -> str:
+def _save(folder: Path, state: Mapping[str, Tensor], header: dict[str, str]) -> None:
+    """Write a model's tensors in files of `SHARD` bytes at most: no more than one is copied at a time."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    split = split_torch_state_dict_into_shards(
+        dict(state), filename_pattern=WEIGHTS.replace(".", "{suffix}."), max_shard_size=SHARD
+    )
+    try:
+        for name, keys in split.filename_to_tensors.items():
+            save_file({key: state[key].detach().contiguous().cpu() for key in keys}, folder / name, metadata=header)
+    except SafetensorError as error:  # What the system refuses is one of these, and no OSError.
+        raise VgenError(
+            f"Could not write {folder.parent.parent}: {error}.",
+            tip="free some space, or choose another disk with --output.",
+        ) from error
+    if split.is_sharded:
+        _write_json(
+            folder / f"{WEIGHTS}.index.json",
+            {"metadata": {"total_size": split.metadata["total_size"]}, "weight_map": split.tensor_to_filename},
+        )
+
+
+def model_card(
+    checkpoint: Checkpoint, scheme: str, formats: Iterable[LayerFormat], sizes: Sizes, measured: Sequence[str]
+) -> str:
     """Return the README of an export: what it is, how it runs, what it takes and what was measured."""
+    from vgen.quantization import torchao
+
+    others = (
+        "diffusers with torchao loads it too, transformer or pipeline: `from_pretrained(FOLDER)`."
+        if torchao.carries(formats)
+        else "Only vgen reads this folder: other tools know neither the balancing nor the packed integers."
+    )
     parent = checkpoint.anchored_name
     licence = checkpoint.licence or "that of the original model"
     lines = [
@@ -172,7 +206,7 @@ def model_card(checkpoint: Checkpoint, scheme: str, sizes: Sizes, measured: Sequ
         "",
         f"The quantized layers take {readable(sizes.layers_after)}, {sizes.share:.3f} of what they take in bfloat16.",
         "`quantization.json` has the bits and the error of each and lists what stays as it was; `report.html` has",
-        "what it cost. Only vgen reads this folder: other tools know neither the balancing nor the packed integers.",
+        f"what it cost. {others}",
         *(["", "## Measured", "", *(f"* {line}" for line in measured)] if measured else []),
     ]
     return "\n".join(lines) + "\n"

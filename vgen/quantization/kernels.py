@@ -7,7 +7,7 @@ from torch import Tensor
 
 # How many values are worked on at once: on a CPU what its caches hold, elsewhere what keeps the int32 products of a
 # long video from filling the memory.
-AT_ONCE = {"cpu": 2**21}
+AT_ONCE = {"cpu": 2**19}
 AT_ONCE_ELSEWHERE = 2**28
 # Of the tokens: the smallest maximum that is not taken for zeros.
 TINY = 1e-30
@@ -55,10 +55,12 @@ def name(device: str) -> str:
     return "int8" if is_exact(torch.device(device).type) else "simulated"
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_exact(device: str) -> bool:
     """Return whether torch multiplies int8 matrices exactly on a device, which is tried once.
 
-    On CPUs without instructions for it (VNNI) the sums of two products saturate.
+    Where compiled code asks first, it is tried while that is compiled. On CPUs without instructions for it (VNNI) the
+    sums of two products saturate.
     """
     if device not in _EXACT:
         _EXACT[device] = _try_products(device)

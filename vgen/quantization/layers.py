@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgen import integrity
@@ -99,6 +100,18 @@ def of(checkpoint: Checkpoint) -> list[Layer]:
                     )
                 )
     return sorted(found, key=lambda layer: _in_order(layer.path))
+
+
+def files(checkpoint: Checkpoint, component: str) -> dict[str, Path]:
+    """Return the file that has each layer's weight, of those of a component that are quantized, by its name there."""
+    assert checkpoint.folder is not None, "fetched before"
+    wanted = {f"{layer.name}.weight" for layer in of(checkpoint) if layer.role and layer.component == component}
+    return {
+        key: path
+        for path in sorted((checkpoint.folder / component).glob("*.safetensors"))
+        for key in integrity.tensors(path, tip="get the file anew.")
+        if key in wanted
+    }
 
 
 def components(backbone: Backbone) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from vgen.quantization import weights
 from vgen.quantization.balance import balance_inputs, balance_weight, balancing
 from vgen.quantization.kernels import quantized_linear
+from vgen.quantization.rotation import factors
 from vgen.quantization.scheme import LayerFormat
 
 
@@ -45,6 +47,7 @@ class QuantizedLinear(nn.Module):
             buffer("multipliers", out_features, in_features // format.group, dtype=torch.uint8)
         if format.balanced:
             buffer("balancing", in_features)
+            factors(in_features)  # known before compiled code asks
         self.bias = nn.Parameter(torch.empty(out_features, device=device), requires_grad=False) if bias else None
 
     @classmethod
@@ -76,6 +79,15 @@ class QuantizedLinear(nn.Module):
         made.scale, made.multipliers = quantized.scale, quantized.multipliers
         return made.train(linear.training)
 
+    @classmethod
+    def stored(cls, linear: nn.Linear, format: LayerFormat, tensors: Mapping[str, Tensor]) -> QuantizedLinear:
+        """Return a layer whose buffers are these, with the bias of the layer before, on its device."""
+        made = cls(linear.in_features, linear.out_features, format, bias=linear.bias is not None)
+        made.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
+        for name, tensor in tensors.items():
+            setattr(made, name, tensor if made.bias is None else tensor.to(made.bias.device))
+        return made.train(linear.training)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., N] of inputs [..., K]."""
         if self.balancing is not None:
@@ -87,8 +99,9 @@ class QuantizedLinear(nn.Module):
 
     def products(self) -> Tensor:
         """Return the weight without its scale, int8 [N, K], unpacked for as long as it is used."""
-        integers = weights.unpack(self.weight) if self.format.weight_bits == 4 else self.weight
-        return weights.grouped_products(integers, self.multipliers)
+        if self.format.weight_bits == 4:
+            return weights.int4_products(self.weight, self.multipliers)
+        return weights.grouped_products(self.weight, self.multipliers)
 
     def num_bytes(self) -> int:
         """Return what its buffers take, without the bias."""

@@ -1,12 +1,15 @@
 """How diffusers' own loader learns to load a model that vgen has quantized.
 
 diffusers asks a quantizer, by the method that config.json names, to put its layers in place before the weights arrive.
-This is that quantizer, so that dtypes, shards and missing weights are handled as for any other model. A diffusers
-without vgen refuses such a folder: it does not know the method.
+This is that quantizer, so that dtypes, shards and missing weights are handled as for any other model. Of a folder in
+torchao's layout it takes the place of diffusers' own, which needs torchao; any other a diffusers without vgen refuses,
+for it does not know the method.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
 
@@ -16,21 +19,27 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
+from vgen.quantization import torchao
 from vgen.quantization.linear import QuantizedLinear
 from vgen.quantization.scheme import LayerFormat
 
 
 class Method(StrEnum):
-    """The name in config.json."""
+    """The name in config.json, or of what is loaded in another way than it is stored."""
 
     VGEN = "vgen"
+    STREAMED = "vgen-streamed"
 
 
 class VgenQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """What config.json says under `quantization_config`: the format's version, the scheme, each layer's format."""
+    """What config.json says under `quantization_config`: the format's version, the scheme, each layer's format.
+
+    In torchao's layout it is what `vgen` has there, beside torchao's own.
+    """
 
     def __init__(self, **values: Any) -> None:
         self.quant_method = Method.VGEN
+        values = values.get("vgen", values)
         self.format: int = values["format"]
         self.scheme: str = values["scheme"]
         self.layers: dict[str, dict[str, Any]] = values["layers"]
@@ -54,6 +63,14 @@ class VgenQuantizer(DiffusersQuantizer):  # type: ignore[misc]
             format = LayerFormat(**values)
             made = QuantizedLinear(linear.in_features, linear.out_features, format, bias=linear.bias is not None)
             setattr(model.get_submodule(parent), child, made)
+
+    def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
+        """Return the names that a file's tensors have here."""
+        return [torchao.plain_name(key) for key in loaded_keys]
+
+    def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Return a file's tensors by these names."""
+        return torchao.plain(state_dict)
 
     def check_if_quantized_param(
         self, model: nn.Module, param_value: Tensor, param_name: str, state_dict: dict[str, Any], **kwargs: Any
@@ -94,7 +111,25 @@ class VgenQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         return False
 
 
-def register() -> None:
-    """Make diffusers know the method; more than once does no harm."""
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[Method.VGEN.value] = VgenQuantizationConfig
-    auto.AUTO_QUANTIZER_MAPPING[Method.VGEN.value] = VgenQuantizer
+@contextmanager
+def known(method: str = Method.VGEN.value) -> Iterator[None]:
+    """Let diffusers load what names a method in its configuration by this quantizer, and no longer than that."""
+    with registered(Method.VGEN, VgenQuantizer, {method: VgenQuantizationConfig}):
+        yield
+
+
+@contextmanager
+def registered(
+    method: Method, quantizer: type[DiffusersQuantizer], configs: Mapping[str, type[QuantizationConfigMixin]]
+) -> Iterator[None]:
+    """Let diffusers find a quantizer by its method, and configurations by the methods that these are for."""
+    both = (auto.AUTO_QUANTIZATION_CONFIG_MAPPING, configs), (auto.AUTO_QUANTIZER_MAPPING, {method.value: quantizer})
+    before = [dict(mapping) for mapping, _ in both]
+    for mapping, ours in both:
+        mapping.update(ours)
+    try:
+        yield
+    finally:
+        for (mapping, _), were in zip(both, before, strict=True):
+            mapping.clear()
+            mapping.update(were)

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 SHOWN_VIDEOS, SHOWN_FRAMES, FRAME_HEIGHT = 6, 5, 128  # of the compared; per video; in pixels
 COLOURS = {SELF: "#2563a8", CROSS: "#b45309", FEED_FORWARD: "#15803d"}
-CHART_WIDTH, CHART_HEIGHT, LEFT, BOTTOM, STRIP = 960, 220, 56, 20, 16  # pixels
+CHART_WIDTH, CHART_HEIGHT, LEFT, BOTTOM, STRIP = 960, 260, 56, 20, 16  # pixels
+LABEL = 'font-size="11" fill="#57534e"'
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c1917; background: #fafaf9; margin: 0 auto; max-width: 62rem;
@@ -131,9 +133,10 @@ def _layers(report: Mapping[str, Any]) -> str:
     )
     return (
         "<h2>Error and bits of each layer</h2>"
-        '<p class="quiet">The squared error of what a layer returns, relative to that, on tokens of the calibration: '
-        "of all ranges of noise levels the worst. Layers are in the order of the blocks; the strip below has their "
-        "bits. A bar tells its name when pointed at.</p>"
+        '<p class="quiet">A bar per layer, block by block: the squared error of what it returns as a share of that '
+        "squared, on tokens of the calibration, in the worst range of noise levels; by powers of ten, so that a line "
+        "lower is ten times less. The strip below has the bits of its weights. A bar tells its name when pointed "
+        "at.</p>"
         f'<div class="key">{key}<span><i style="background:#d6d3d1"></i>4 bits</span>'
         f'<span><i style="background:#44403c"></i>8 bits</span></div>{_chart(layers)}'
     )
@@ -153,10 +156,13 @@ def _chart(layers: Sequence[Mapping[str, Any]]) -> str:
     for power in range(low, high + 1):
         y = floor - (power - low) / (high - low) * (floor - 12)
         parts.append(f'<line x1="{LEFT}" x2="{CHART_WIDTH - 8}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e7e5e4"/>')
-        parts.append(
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" font-size="11" text-anchor="end" fill="#57534e">'
-            f'10<tspan dy="-4" font-size="8">{power}</tspan></text>'
-        )
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" {LABEL}>{10.0**power:g}</text>')
+    parts.append(f'<text x="{LEFT - 6}" y="{floor + STRIP - 1}" text-anchor="end" {LABEL}>bits</text>')
+    for first, last, name in _blocks(layers):
+        x, end = LEFT + first * width - 0.09 * width, LEFT + (last + 1) * width - 0.09 * width
+        parts.append(f'<line x1="{x:.2f}" x2="{x:.2f}" y1="12" y2="{CHART_HEIGHT - 2}" stroke="#a8a29e"/>')
+        if end - x > 9 * len(name):
+            parts.append(f'<text x="{x + 4:.2f}" y="{CHART_HEIGHT - 5}" {LABEL}>{html.escape(name)}</text>')
     for index, (layer, error) in enumerate(zip(layers, errors, strict=True)):
         x = LEFT + index * width
         height = 0.0 if not error else (math.log10(error) - low) / (high - low) * (floor - 12)
@@ -169,12 +175,23 @@ def _chart(layers: Sequence[Mapping[str, Any]]) -> str:
             f'<rect x="{x:.2f}" y="{floor + 6}" width="{bar:.2f}" height="{STRIP - 4}" '
             f'fill="{"#44403c" if layer["weight_bits"] == 8 else "#d6d3d1"}"/></g>'
         )
-    first, last = (html.escape(layers[index]["path"]) for index in (0, -1))
-    label = f'y="{CHART_HEIGHT - 4}" font-size="11" fill="#57534e"'
-    parts.append(f'<text x="{LEFT}" {label}>{first}</text>')
-    parts.append(f'<text x="{CHART_WIDTH - 8}" {label} text-anchor="end">{last}</text>')
     size = f"0 0 {CHART_WIDTH} {CHART_HEIGHT}"
     return f'<svg viewBox="{size}" role="img" aria-label="error and bits of each layer">{"".join(parts)}</svg>'
+
+
+def _blocks(layers: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, str]]:
+    """Return each block's first and last place among the layers, and what to call it: its number."""
+    found: list[tuple[int, int, str]] = []
+    before = ""
+    for index, layer in enumerate(layers):
+        block = re.match(r"(.*?\.\d+)\.", layer["path"])
+        name = block[1] if block else layer["path"]
+        if name == before:
+            found[-1] = (found[-1][0], index, found[-1][2])
+        else:
+            found.append((index, index, f"block {name.rpartition('.')[2]}"))
+        before = name
+    return found
 
 
 def _groups(report: Mapping[str, Any]) -> str:

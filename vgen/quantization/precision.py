@@ -65,7 +65,7 @@ def output_error(
         if not seen:
             errors.append(float("nan"))
             continue
-        x = torch.cat(seen).to(linear.weight.device)
+        x = torch.cat(seen).to(quantized.scale.device)
         expected = linear(x).float()
         off = (quantized(x).float() - expected).square().sum()
         errors.append(float(off / expected.square().sum().clamp(min=1e-30)))

@@ -10,6 +10,7 @@ from torch import Tensor
 MOST = 256  # multiplications per value, small beside the thousands of the layer itself
 # Plain dicts, which compiled code reads as they are.
 _FACTORS: dict[int, tuple[int, int]] = {}
+_INTEGERS: dict[int, Tensor] = {}
 _MATRICES: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
 
@@ -49,6 +50,7 @@ def factors(size: int) -> tuple[int, int]:
         if pair is None or sum(pair) > MOST:
             pair = _least_pair(size & -size)
         assert pair is not None, "powers of two have a matrix"
+        _INTEGERS.update({order: hadamard(order) for order in pair})
         _FACTORS[size] = pair
     return _FACTORS[size]
 
@@ -81,7 +83,7 @@ def signs(size: int, seed: int) -> Tensor:
 def _matrix(order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     key = (order, dtype, device)
     if key not in _MATRICES:
-        _MATRICES[key] = hadamard(order).to(device=device, dtype=dtype)
+        _MATRICES[key] = _INTEGERS[order].to(device=device, dtype=dtype)
     return _MATRICES[key]
 
 

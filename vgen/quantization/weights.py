@@ -80,6 +80,27 @@ def grouped_products(integers: Tensor, multipliers: Tensor | None) -> Tensor:
     return (groups * multipliers[..., None].to(torch.int8)).reshape(integers.shape)
 
 
+def int4_products(packed: Tensor, multipliers: Tensor | None) -> Tensor:
+    """Return int8 [N, K], what `pack` was given times the multipliers of its groups, if any.
+
+    Compiled code calls it as it is: inductor makes loops of it that take fifty times as long on a CPU.
+    """
+    if torch.compiler.is_compiling():
+        made: Tensor = torch.ops.vgen.int4_products(packed, multipliers)
+        return made
+    return grouped_products(unpack(packed), multipliers)
+
+
+@torch.library.custom_op("vgen::int4_products", mutates_args=())
+def _int4_products(packed: Tensor, multipliers: Tensor | None) -> Tensor:
+    return grouped_products(unpack(packed), multipliers)
+
+
+@_int4_products.register_fake
+def _(packed: Tensor, multipliers: Tensor | None) -> Tensor:
+    return packed.new_empty((*packed.shape[:-1], 2 * packed.shape[-1]), dtype=torch.int8)
+
+
 def _best(groups: Tensor, steps: Tensor, largest: int) -> Tensor:
     """Return the steps [N, G], of those tried [T, N, G], that leave groups [N, G, g] with the least squared error."""
     errors = torch.stack(
