@@ -132,3 +132,11 @@ def test_the_difference_of_two_flows_is_found_where_it_is() -> None:
     assert mask[0, 0, 1, 3:6, 7:10].min() == 1
     assert mask[0, 0, 0].max() == 0
     assert mask.mean() < 0.2
+
+
+def test_what_differs_nearly_everywhere_is_edited_as_a_whole() -> None:
+    found = torch.linspace(0.3, 1, 1000).reshape(5, 10, 20)
+    assert masks.from_difference(found).min() == 1
+    some = torch.where(torch.arange(20) < 6, found, 0.1)
+    assert masks.from_difference(some)[..., :6].min() == 1
+    assert masks.from_difference(some)[..., 8:].max() == 0

@@ -143,10 +143,10 @@ def trials(asked: Evaluation) -> list[Trial]:
     return found
 
 
-def edited(way: str, pair: Pair, clip: Path, plan: Plan, backbone: Backbone, watch: Watch) -> Generation:
+def edited(
+    way: str, pair: Pair, clip: Path, plan: Plan, backbone: Backbone, watch: Watch, latents: Path | None
+) -> Generation:
     """Return the edit of a clip in a way; what was measured of it is in its `facts`."""
-    import torch
-
     from vgen.pipelines import edit
     from vgen.pipelines.text_to_video import Generation
 
@@ -172,10 +172,10 @@ def edited(way: str, pair: Pair, clip: Path, plan: Plan, backbone: Backbone, wat
             **fields,
         )
     )
-    made = edit.edit(asked, backbone, watch=watch, beside=clip.parent)
+    made = edit.edit(asked, backbone, watch=watch, beside=clip.parent, latents=latents)
     return Generation(
         frames=made.frames,
-        latents=torch.empty(0),
+        latents=made.latents,
         windows=[],
         timings=made.timings,
         facts=_costs(asked.request.mask == "auto", made.measures, made.timings),
