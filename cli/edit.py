@@ -21,7 +21,7 @@ EPILOG = """
 
 vgen edit clip.mp4 --source "a red ball moves right on grass" --target "a blue cube moves right on grass" -o out.mp4
 
-vgen edit clip.mov --target "a snowy night" --mask auto --compare [dim]and a video of both, side by side[/dim]
+vgen edit clip.mov --target "a snowy night" --compare [dim]and a video of both, side by side[/dim]
 
 vgen edit clip.mp4 --source "..." --target "..." --method rf-solver --inject 3 --mask mask.png
 

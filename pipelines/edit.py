@@ -121,11 +121,20 @@ def run_inversion(plan: EditPlan, output: Path, *, watch: Watch) -> Report:
     return report
 
 
-def edit(plan: EditPlan, backbone: Backbone, *, watch: Watch, beside: Path, latents: Path | None = None) -> Edited:
+def edit(
+    plan: EditPlan,
+    backbone: Backbone,
+    *,
+    watch: Watch,
+    beside: Path,
+    latents: Path | None = None,
+    check: bool = True,
+) -> Edited:
     """Return the edit that a plan describes, made by a loaded backbone, with the measures of it.
 
     What is finished of the latents is in the file `latents` before it is decoded. Features that are kept on disk are
-    in a folder `beside` the output. Raises `VgenError` for a result that is not finite.
+    in a folder `beside` the output. Without `check` the inversion's round trip is not measured. Raises `VgenError` for
+    a result that is not finite.
     """
     import torch
 
@@ -134,7 +143,7 @@ def edit(plan: EditPlan, backbone: Backbone, *, watch: Watch, beside: Path, late
         made = []
         work.encode_prompts()
         for number, window in enumerate(plan.windows):
-            work.edit(number, window)
+            work.edit(number, window, check=check)
             if latents is not None:
                 work.save(latents)
             made.append(work.decode(work.latents[-1]))
@@ -150,7 +159,8 @@ def decode(plan: EditPlan, backbone: Backbone, path: Path, *, watch: Watch) -> E
 
     facts, latents, masks = read_latents(path)
     work = _Work(plan, backbone, watch, path.parent, sigmas=False)
-    work.latents, work.masks, work.measures = list(latents.split(1)), list(masks.split(1)), facts["measures"]
+    work.latents, work.masks = ([one[None] for one in several] for several in (latents, masks))
+    work.measures = facts["measures"]
     with torch.inference_mode():
         made = [work.decode(one) for one in work.latents]
         for window in plan.windows[len(made) :]:
@@ -342,7 +352,7 @@ class _Work:
             self._round_trips.append(fidelity.psnr(ours, best))
             self.measures["reconstruction_psnr"] = round(sum(self._round_trips) / len(self._round_trips), 3)
 
-    def edit(self, number: int, window: Any) -> None:
+    def edit(self, number: int, window: Any, *, check: bool) -> None:
         """Put the latents of a window's edit, and the mask of where it was to change, behind those before it."""
         from vgen.editing import masks
 
@@ -358,7 +368,7 @@ class _Work:
             from_file = plan.request.noise is not None
             sharing = self.sharing(number if from_file else None)
             start = self._file_noise(number).to(data.device) if from_file else self.invert(data, sharing)
-            if not from_file:
+            if check and not from_file:
                 self.round_trip(data, start)
         elif isinstance(method, SDEdit):
             start = (1 - self.sigmas[0]) * data + self.sigmas[0] * self._draw("sdedit")()
