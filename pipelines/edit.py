@@ -402,7 +402,7 @@ class _Work:
         import torch
         from safetensors.torch import save
 
-        facts = {"request": self.plan.to_dict(), "hashes": _hashes(self.plan), "measures": self.measures}
+        facts = {"request": self.plan.to_dict(), "hashes": self._hashed, "measures": self.measures}
         tensors = {
             "latents": torch.cat(self.latents).float().contiguous(),
             "masks": torch.cat(self.masks).contiguous(),
@@ -525,6 +525,11 @@ class _Work:
                 f"V of {self.plan.inject} steps takes {readable(needed)}; {readable(free)} are free.",
                 tip=f"use fewer steps of --inject, or --method {name}:store=half or {name}:store=disk.",
             )
+
+    @functools.cached_property
+    def _hashed(self) -> dict[str, str | None]:
+        """The sha256 of the files that the edit is made of, which are read once for all windows."""
+        return _hashes(self.plan)
 
     @functools.cached_property
     def _facts(self) -> dict[str, Any]:
