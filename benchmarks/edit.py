@@ -52,7 +52,7 @@ def round_trips(model: str, count: int, dtype: str, kept: Path) -> dict[str, lis
     if all(f"{name} {steps} {clip}" in lost for name, steps in asked for clip in range(count)):
         return lost
     backbone = backbones.load(checkpoint, choose("auto", dtype))
-    defaults = checkpoint.defaults
+    defaults = checkpoints.resolve("toyland").defaults  # as for the edits, whatever the model
     height, width, num_frames, fps = defaults.height, defaults.width, defaults.num_frames, defaults.fps
     shot = backbones.Shot(num_frames=num_frames, height=height, width=width, fps=fps, generator=noise_generator(0))
     with torch.inference_mode():
