@@ -10,7 +10,7 @@ import typer
 
 from vgen import checkpoints, outputs
 from vgen.batch import PlannedLine
-from vgen.cli import progress, results
+from vgen.cli import edits, progress, results
 from vgen.cli.results import Format
 from vgen.pipelines import run
 from vgen.request import plan
@@ -44,8 +44,19 @@ def decode(
     form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text,
 ) -> None:
     """Finish a run whose decoding failed; its latents stay."""
+    from vgen.pipelines import edit
     from vgen.pipelines.text_to_video import load_latents
 
+    if edit.is_edit(latents):
+        changes = {"device": device, "dtype": dtype, "performance": performance}
+        given = {name: value for name, value in changes.items() if value is not None}
+        job = edit.decoding(latents, output or outputs.video_path(latents), {**given, "offload": "auto"})
+        outputs.check(job.output, force=force, begins=False)
+        outputs.prepare_folder(job.output)
+        with progress.shown(num_jobs=1) as watch:
+            report = run.decode(latents, job, watch=watch)
+        edits.show_report(report, job.plan.seed, form)
+        return
     _, request = load_latents(latents)
     # Of the models the VAE alone is loaded: there is nothing to offload.
     request = replace(

@@ -21,7 +21,7 @@ EPILOG = """
 
 vgen edit clip.mp4 --source "a red ball moves right on grass" --target "a blue cube moves right on grass" -o out.mp4
 
-vgen edit clip.mov --target "a snowy night" --mask auto --compare [dim]and a video of both, side by side[/dim]
+vgen edit clip.mov --target "a snowy night" --compare [dim]and a video of both, side by side[/dim]
 
 vgen edit clip.mp4 --source "..." --target "..." --method rf-solver --inject 3 --mask mask.png
 
@@ -49,8 +49,8 @@ def edit(
     mask: Annotated[
         str | None,
         typer.Option(
-            help="Where to edit: a picture or a video, white there; auto, where the two prompts disagree; or none. "
-            "[dim]Default: none[/dim]",
+            help="Where to edit: auto, where the two prompts disagree; a picture or a video, white there; or none, "
+            "everywhere. Elsewhere the clip stays as it is. [dim]Default: auto[/dim]",
             rich_help_panel=WHAT,
             metavar="auto|none|FILE",
         ),
@@ -73,6 +73,7 @@ def edit(
         ),
     ] = None,
     model: edits.Model = None,
+    lora: edits.Lora = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -88,6 +89,12 @@ def edit(
     guidance_scale: Annotated[
         float | None, typer.Option(help="How strictly to follow the target.", rich_help_panel=HOW)
     ] = None,
+    guidance_scale_2: Annotated[
+        float | None,
+        typer.Option(
+            help="The same for the second of two transformers (Wan 2.2), where it differs.", rich_help_panel=HOW
+        ),
+    ] = None,
     true_cfg_scale: Annotated[
         float | None,
         typer.Option(
@@ -98,6 +105,7 @@ def edit(
         int | None,
         typer.Option(help="Of flowedit's, sdedit's and an automatic mask's noise.", rich_help_panel=HOW),
     ] = None,
+    attention: edits.Attention = None,
     start: edits.Start = None,
     seconds: edits.Seconds = None,
     fit: edits.Fit = None,
@@ -106,8 +114,22 @@ def edit(
     frames: edits.Frames = None,
     overlap: edits.Overlap = None,
     fps: edits.Fps = None,
+    performance: edits.Performance = None,
+    offload: edits.Offload = None,
+    compiled: edits.Compiled = None,
     device: edits.Device = None,
     dtype: edits.Dtype = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="Share the video among so many GPUs.", rich_help_panel=edits.MACHINE)
+    ] = None,
+    context_parallel: Annotated[
+        str | None,
+        typer.Option(
+            help="How GPUs share a video: ulysses, ring or unified. [dim]Default: ulysses[/dim]",
+            rich_help_panel=edits.MACHINE,
+            metavar="NAME",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -123,6 +145,9 @@ def edit(
         bool, typer.Option("--compare", help="A video of the clip and its edit side by side.", rich_help_panel=OUTPUT)
     ] = False,
     force: edits.Force = False,
+    keep_latents: Annotated[
+        bool, typer.Option("--keep-latents", help="Keep them for vgen decode.", rich_help_panel=OUTPUT)
+    ] = False,
     dry_run: edits.DryRun = False,
     form: edits.Form = Format.text,
 ) -> None:
@@ -136,13 +161,16 @@ def edit(
         "border": border,
         "noise": noise,
         "model": model,
+        "lora": lora or None,
         "method": method,
         "num_inference_steps": steps,
         "strength": strength,
         "inject": inject,
         "guidance_scale": guidance_scale,
+        "guidance_scale_2": guidance_scale_2,
         "true_cfg_scale": true_cfg_scale,
         "seed": seed,
+        "attention": attention,
         "start": start,
         "seconds": seconds,
         "fit": fit,
@@ -151,8 +179,13 @@ def edit(
         "num_frames": frames,
         "overlap": overlap,
         "fps": fps,
+        "performance": performance,
+        "offload": offload,
+        "compile": compiled,
         "device": device,
         "dtype": dtype,
+        "gpus": gpus,
+        "context_parallel": context_parallel,
     }
     request, made_by = edits.request({name: value for name, value in given.items() if value is not None}, from_)
     if request.target is None:
@@ -170,7 +203,13 @@ def edit(
         return
     outputs.prepare_folder(path)
     from vgen.pipelines import edit as pipeline
+    from vgen.pipelines import ranks, run
 
-    with progress.shown(1) as watch:
-        report = pipeline.run(plan, path, watch=watch, compare=compare)
-    edits.show_report(report, form)
+    job = pipeline.job(plan, path, compare=compare)
+    if ranks.num_gpus([job]) > 1:
+        with progress.restored():
+            report = ranks.generate([job], shown=progress.shown, keep_latents=keep_latents)
+    else:
+        with progress.shown(1) as watch:
+            report = run.generate([job], watch=watch, keep_latents=keep_latents)
+    edits.show_report(report, plan.seed, form)

@@ -11,13 +11,14 @@ import typer
 
 from vgen import batch, manifest, naming, outputs
 from vgen.cli import results
+from vgen.cli.progress import say
 from vgen.cli.results import Format
 from vgen.editing.request import EditPlan, EditRequest
 from vgen.errors import UsageError, VgenError
 from vgen.manifest import Manifest
 
 if TYPE_CHECKING:
-    from vgen.pipelines.edit import Report
+    from vgen.pipelines.run import Report
 
 WHAT, HOW, FIT = "What to change", "How to change it", "What the model sees of the clip"
 MACHINE, OUTPUT = "Machine", "Output"
@@ -81,6 +82,48 @@ Fps: TypeAlias = Annotated[
         help="Show the model so many frames per second. [dim]Default: all of them[/dim]", rich_help_panel=FIT
     ),
 ]
+Lora: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A LoRA in safetensors and its strength; repeat it for several.",
+        rich_help_panel=HOW,
+        metavar="LORA[:SCALE]",
+    ),
+]
+Attention: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Leave out most of self-attention, in the same places there and back: tile, sliding-tile or radial; for "
+        "methods that do not invert also adaspa.",
+        rich_help_panel=HOW,
+        metavar="NAME",
+    ),
+]
+Performance: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="auto, speed or memory: what is offloaded, tiled and compiled. [dim]Default: auto[/dim]",
+        rich_help_panel=MACHINE,
+        metavar="WHAT",
+    ),
+]
+Offload: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="What is on the GPU at a time. [dim]Default: auto[/dim]",
+        rich_help_panel=MACHINE,
+        metavar="none|model|group|auto",
+    ),
+]
+Compiled: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Compile the transformer's blocks; not with --inject.",
+        rich_help_panel=MACHINE,
+        show_default=False,
+    ),
+]
 Device: TypeAlias = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, cuda:1 or mps. [dim]Default: the best[/dim]", rich_help_panel=MACHINE),
@@ -131,7 +174,7 @@ def check(path: Path, *, compare: bool, force: bool) -> None:
     """Raise `VgenError` when writing would take something away."""
     from vgen.pipelines.edit import SIDE_BY_SIDE
 
-    outputs.check(path, force=force, begins=False)
+    outputs.check(path, force=force, begins=True)
     if compare and not force:
         outputs.refuse_existing(path.with_name(f"{path.name}{SIDE_BY_SIDE}"))
 
@@ -142,6 +185,7 @@ def show_plan(plan: EditPlan, path: Path, form: Format) -> None:
         "clip": f"{len(plan.clip.frames)} frames of {plan.fit.size[0]}x{plan.fit.size[1]}",
         "windows": len(plan.windows),
         **plan.to_dict(),
+        "chosen": plan.shown.settings.to_dict(),
     }
     if form is Format.json:
         print(json.dumps({"dry_run": True, "output": str(path), **facts, "notes": list(plan.notes)}))
@@ -150,13 +194,17 @@ def show_plan(plan: EditPlan, path: Path, form: Format) -> None:
     results.show_facts(facts, "  ")
 
 
-def show_report(report: Report, form: Format) -> None:
+def show_report(report: Report, seed: int, form: Format) -> None:
     """Print what was made, what was measured, and what it cost."""
+    made = [*(job.output for job in report.made), *report.beside]
+    (measures,) = report.measures
     if form is Format.json:
         facts = {
-            "outputs": [str(path) for path in report.outputs],
-            "seed": report.seed,
-            "measures": report.measures,
+            "outputs": [str(path) for path in made],
+            "seed": seed,
+            "latents": [str(path) for path in report.latents],
+            "measures": measures,
+            "attention": report.attention,
             "timings": {stage: round(seconds, 3) for stage, seconds in report.timings.items()},
             "peak_memory_mb": round(report.peak_memory_mb, 1),
             "peak_vram_mb": round(report.peak_vram_mb, 1),
@@ -164,8 +212,9 @@ def show_report(report: Report, form: Format) -> None:
         }
         print(json.dumps(facts))
         return
-    for path in report.outputs:
+    for path in (*made, *report.latents):
         print(path)
-    results.show_facts(report.measures)
-    stages = "  ".join(f"{stage} {seconds:.2f} s" for stage, seconds in report.timings.items())
-    print(f"{stages}  peak memory {report.peak_memory_mb:.0f} MB")
+    results.show_facts(measures)
+    for did in report.attention:
+        say(results.attention_note(did))
+    print(results.breakdown(report))

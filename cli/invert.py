@@ -35,6 +35,7 @@ def invert(
     ],
     source: edits.Source = None,
     model: edits.Model = None,
+    lora: edits.Lora = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -52,6 +53,7 @@ def invert(
             rich_help_panel=edits.HOW,
         ),
     ] = None,
+    attention: edits.Attention = None,
     start: edits.Start = None,
     seconds: edits.Seconds = None,
     fit: edits.Fit = None,
@@ -60,6 +62,9 @@ def invert(
     frames: edits.Frames = None,
     overlap: edits.Overlap = None,
     fps: edits.Fps = None,
+    performance: edits.Performance = None,
+    offload: edits.Offload = None,
+    compiled: edits.Compiled = None,
     device: edits.Device = None,
     dtype: edits.Dtype = None,
     output: Annotated[
@@ -80,10 +85,12 @@ def invert(
     given: dict[str, Any] = {
         "source": source,
         "model": model,
+        "lora": lora or None,
         "method": method or "rf-solver",
         "num_inference_steps": steps,
         "strength": strength,
         "inject": inject,
+        "attention": attention,
         "start": start,
         "seconds": seconds,
         "fit": fit,
@@ -92,6 +99,9 @@ def invert(
         "num_frames": frames,
         "overlap": overlap,
         "fps": fps,
+        "performance": performance,
+        "offload": offload,
+        "compile": compiled,
         "device": device,
         "dtype": dtype,
     }
@@ -112,4 +122,4 @@ def invert(
 
     with progress.shown(1) as watch:
         report = pipeline.run_inversion(plan, path, watch=watch)
-    edits.show_report(report, form)
+    edits.show_report(report, plan.seed, form)

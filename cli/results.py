@@ -35,7 +35,7 @@ def show_report(report: Report, form: Format) -> None:
         print(latents)
     for did in report.attention:
         say(attention_note(did))
-    print(_breakdown(report))
+    print(breakdown(report))
 
 
 def show_plans(jobs: Sequence[Job], failures: Sequence[Failure], form: Format) -> None:
@@ -110,7 +110,8 @@ def _line(item: dict[str, Any]) -> str:
     return "  ".join(str(value) for value in item.values() if value is not None)
 
 
-def _breakdown(report: Report) -> str:
+def breakdown(report: Report) -> str:
+    """Return the seconds of each stage and the most memory held, in a line."""
     stages = "  ".join(f"{stage} {seconds:.2f} s" for stage, seconds in report.timings.items())
     vram = f"  peak GPU memory {report.peak_vram_mb:.0f} MB" if report.peak_vram_mb else ""
     return f"{stages}  peak memory {report.peak_memory_mb:.0f} MB{vram}"

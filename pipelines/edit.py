@@ -6,11 +6,9 @@ import functools
 import hashlib
 import json
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +16,13 @@ from vgen import files, manifest, runtime
 from vgen.backbones import Shot
 from vgen.editing import request as asked
 from vgen.editing.methods import FlowEdit, Inversion, SDEdit
-from vgen.editing.request import EditPlan
+from vgen.editing.request import EditPlan, EditRequest
 from vgen.errors import VgenError
-from vgen.pipelines import text_to_video
-from vgen.pipelines.run import Watch
-from vgen.sampling.flow import Velocity
+from vgen.pipelines import run, text_to_video
+from vgen.pipelines.run import Job, Report, Watch
+from vgen.pipelines.text_to_video import Generation
+from vgen.request import Plan
+from vgen.sampling.flow import OnStep, Velocity
 from vgen.sampling.flowedit import flowedit
 from vgen.sampling.guidance import classifier_free
 from vgen.sampling.inversion import invert as inverted
@@ -32,114 +32,160 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from vgen.attention.sparse import SparseAttention
     from vgen.backbones import Backbone
     from vgen.editing.sharing import Sharing
     from vgen.video import Frames
 
 SIDE_BY_SIDE = ".compare.mp4"
 SAFE_SHARE = 0.8  # of the free memory, that a store of features may take
+LATENTS = "edit"  # the kind of a file with the latents of an edit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edited:
-    """What was made of a clip: frames uint8 [F, H, W, 3] at its own size and rate.
+    """What was made of a clip: frames uint8 [F, H, W, 3] at its own size and rate, and latents [N, C, T, h, w].
 
-    `region` float [F, H, W] is where it was to change, and `measures` say how well it went.
+    `region` float [F, H, W] is where it was to change, and `measures` say how well it went; `attention` is what sparse
+    attention did, where it was asked for.
     """
 
     frames: Frames
+    latents: Tensor
     region: np.ndarray
     measures: dict[str, Any]
     timings: dict[str, float]
+    attention: dict[str, Any] | None = None
 
 
-@dataclass(kw_only=True)
-class Report:
-    """What a run made, what was measured, and what it cost: seconds per stage, the most memory held in MiB."""
-
-    outputs: list[Path] = field(default_factory=list)
-    seed: int = 0
-    measures: dict[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    timings: dict[str, float] = field(default_factory=dict)
-    peak_memory_mb: float = 0.0
-    peak_vram_mb: float = 0.0
-
-
-def run(plan: EditPlan, output: Path, *, watch: Watch, compare: bool = False) -> Report:
-    """Make the edit that a plan describes, write it to `output` with its manifest, and return the account of it.
+def job(plan: EditPlan, output: Path, *, compare: bool = False) -> Job:
+    """Return the job of making an edit, which `run.generate` and `ranks.generate` do.
 
     With `compare` the clip and its edit are beside each other in a second video.
     """
-    with _running(plan, watch) as running:
-        edited = edit(plan, running.backbone, watch=running.watch, beside=output.parent)
-        running.timings |= edited.timings
-        running.write(output, edited, compare=compare)
-        running.report.measures = edited.measures
-    return running.report
+    return Job(
+        plan=plan.shown,
+        output=output,
+        make=functools.partial(_made, plan, output.parent),
+        beside=functools.partial(_side_by_side, plan, output) if compare else None,
+    )
+
+
+def decoding(latents: Path, output: Path, changes: Mapping[str, Any]) -> Job:
+    """Return the job of finishing an edit from its latents, which `run.decode` does; `changes` are of its request.
+
+    Raises `VgenError` where the clip or the mask is another than it was.
+    """
+    facts = read_latents(latents)[0]
+    request = EditRequest.from_dict({**facts["request"], **changes})
+    # The noise has done its part, and an edit that was begun on several GPUs is decoded on one.
+    plan = asked.plan(replace(request, noise=None, gpus=None, context_parallel=None))
+    plan = replace(plan, request=replace(plan.request, noise=request.noise))
+    for name in ("video", "mask"):
+        if facts["hashes"].get(f"{name}_sha256") != _hashes(plan).get(f"{name}_sha256"):
+            raise VgenError(f"The {name} has changed since {latents} was made of it.", tip="edit the clip again.")
+    return Job(plan=plan.shown, output=output, make=functools.partial(_decoded, plan, latents))
+
+
+def is_edit(path: Path) -> bool:
+    """Return whether a file holds the latents of an edit."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return (file.metadata() or {}).get("vgen") == LATENTS
+    except (OSError, SafetensorError):
+        return False
+
+
+def read_latents(path: Path) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """Return what a run has left of an edit: its facts, latents [N, C, T, h, w] and masks [N, 1, T, h, w]."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        facts: dict[str, Any] = json.loads(file.metadata()["facts"])
+        return facts, file.get_tensor("latents"), file.get_tensor("masks")
 
 
 def run_inversion(plan: EditPlan, output: Path, *, watch: Watch) -> Report:
     """Invert the clip of a plan, write its noise to `output`, and return the account of it."""
-    with _running(plan, watch) as running:
-        measures, timings = invert(plan, running.backbone, output, watch=running.watch)
-        running.timings |= timings
-        running.report.measures = measures
-        running.report.outputs.append(output)
-    return running.report
+
+    def do(backbone: Backbone, watch: Watch) -> tuple[dict[str, Any], dict[str, float], dict[str, Any] | None]:
+        return invert(plan, backbone, output, watch=watch)
+
+    (measures, timings, attention), report = run.work(plan.shown, do, watch=watch)
+    report.measures.append(measures)
+    report.attention += [attention] if attention is not None else []
+    report.timings = {"load": report.timings["load"], **timings, "total": report.timings["total"]}
+    report.beside.append(output)
+    return report
 
 
-def edit(plan: EditPlan, backbone: Backbone, *, watch: Watch, beside: Path) -> Edited:
+def edit(
+    plan: EditPlan,
+    backbone: Backbone,
+    *,
+    watch: Watch,
+    beside: Path,
+    latents: Path | None = None,
+    check: bool = True,
+) -> Edited:
     """Return the edit that a plan describes, made by a loaded backbone, with the measures of it.
 
-    Features that are kept on disk are in a folder `beside` the output. Raises `VgenError` for a result that is not
-    finite.
+    What is finished of the latents is in the file `latents` before it is decoded. Features that are kept on disk are
+    in a folder `beside` the output. Without `check` the inversion's round trip is not measured. Raises `VgenError` for
+    a result that is not finite.
     """
     import torch
 
-    from vgen.editing import fitting, masks
-
     work = _Work(plan, backbone, watch, beside)
-    made, regions, borders = [], [], []
-    with torch.inference_mode():
+    with torch.inference_mode(), work.attending():
+        made = []
         work.encode_prompts()
         for number, window in enumerate(plan.windows):
-            part = work.edit(number, window)
-            made.append(part.frames.permute(0, 3, 1, 2).float())
-            regions.append(part.region[:, None])
-            borders.append(part.border[:, None] if part.border is not None else torch.ones_like(part.region)[:, None])
-        with work.stages("measure"):
-            count = len(plan.taken)
-            view = fitting.joined(made, plan.windows, count)
-            region = fitting.joined(regions, plan.windows, count)
-            border = fitting.joined(borders, plan.windows, count)
-            if plan.mask is not None:
-                mask = torch.from_numpy(plan.mask)
-                own = masks.soft(mask, plan.request.border or 0)
-                frames = _put_back(plan, view, lambda frame: own[min(frame, len(own) - 1)])
-                whole = (mask > 0.5).float().expand(len(frames), -1, -1).numpy()
-            else:
-                faded = _maps(plan, border)
-                frames = _put_back(plan, view, lambda frame: faded(frame))
-                shown = _maps(plan, region)
-                whole = torch.stack([shown(frame) for frame in range(len(frames))]).numpy()
-            measures = work.measures | measured(plan.clip.frames, frames, whole)
-    return Edited(frames=frames, region=whole, measures=measures, timings=work.stages.timings)
+            work.edit(number, window, check=check)
+            if latents is not None:
+                work.save(latents)
+            made.append(work.decode(work.latents[-1]))
+        return work.finished(made)
+
+
+def decode(plan: EditPlan, backbone: Backbone, path: Path, *, watch: Watch) -> Edited:
+    """Return the edit that a plan describes, out of the latents that a run has left of it.
+
+    Of a clip in parts, those that were not edited any more are as they are in the clip, which is warned of.
+    """
+    import torch
+
+    facts, latents, masks = read_latents(path)
+    work = _Work(plan, backbone, watch, path.parent, sigmas=False)
+    work.latents, work.masks = ([one[None] for one in several] for several in (latents, masks))
+    work.measures = facts["measures"]
+    with torch.inference_mode():
+        made = [work.decode(one) for one in work.latents]
+        for window in plan.windows[len(made) :]:
+            made.append(torch.tensor(plan.fit.frames(plan.clip.frames[window.of(plan.taken)])))
+            work.masks.append(torch.zeros_like(work.masks[0]))
+        if len(made) > len(latents):
+            watch.on_warning(
+                f"{len(latents)} of the clip's {len(made)} parts had been edited: the rest is as it is in the clip."
+            )
+        return work.finished(made)
 
 
 def invert(
     plan: EditPlan, backbone: Backbone, output: Path, *, watch: Watch
-) -> tuple[dict[str, Any], dict[str, float]]:
+) -> tuple[dict[str, Any], dict[str, float], dict[str, Any] | None]:
     """Write the noise [N, C, T, h, w] of a clip's N windows to `output`, with the V of `--inject` steps.
 
-    Returns what was measured, and the seconds per stage.
+    Returns what was measured, the seconds per stage, and what sparse attention did.
     """
     import torch
     from safetensors.torch import save
 
     work = _Work(plan, backbone, watch, output.parent)
     noises, features = [], {}
-    with torch.inference_mode():
+    with torch.inference_mode(), work.attending():
         work.encode_prompts()
         for number, window in enumerate(plan.windows):
             with work.stages("encode"):
@@ -166,7 +212,7 @@ def invert(
             content = save({"noise": torch.cat(noises), **features}, metadata)
             with files.atomic(output) as part:
                 part.write_bytes(content)
-    return work.measures, work.stages.timings
+    return work.measures, work.stages.timings, work.attention()
 
 
 def measured(source: np.ndarray, result: np.ndarray, region: np.ndarray) -> dict[str, float | None]:
@@ -192,30 +238,35 @@ def measured(source: np.ndarray, result: np.ndarray, region: np.ndarray) -> dict
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """A window that is made: frames uint8 [F, h, w, 3], and [F, h, w] where it was to change and how it fades out."""
-
-    frames: Tensor
-    region: Tensor
-    border: Tensor | None
-
-
 class _Work:
     """The edit of one clip: what its windows share, and the account of them."""
 
-    def __init__(self, plan: EditPlan, backbone: Backbone, watch: Watch, beside: Path) -> None:
+    def __init__(self, plan: EditPlan, backbone: Backbone, watch: Watch, beside: Path, *, sigmas: bool = True) -> None:
         self.plan, self.backbone, self.watch, self.beside = plan, backbone, watch, beside
         self.stages = text_to_video.Stages(backbone, watch.on_stage)
         self.measures: dict[str, Any] = {}
+        self.latents: list[Tensor] = []
+        self.masks: list[Tensor] = []
         self.shot: Shot = text_to_video.shot_of(plan.shown)
+        self.sparse: SparseAttention | None = None
+        self._evaluations = 0
+        self._round_trips: list[float] = []
+        if not sigmas:
+            return
+        self.sparse = text_to_video.sparse_attention(plan.shown, backbone)
         self.sigmas = last_steps(
             backbone.sigmas(plan.shown.num_inference_steps, self.shot), plan.request.strength or 1.0
         )
         if float(self.sigmas[-1]) != 0:
             raise VgenError(f'The schedule of "{backbone.checkpoint.name}" does not end at 0, as an inversion begins.')
-        self._evaluations = 0
-        self._round_trips: list[float] = []
+
+    def attending(self) -> AbstractContextManager[None]:
+        """Return what puts sparse attention into the model, where it is asked for, for as long as it lasts."""
+        return nullcontext() if self.sparse is None else self.sparse.attached()
+
+    def attention(self) -> dict[str, Any] | None:
+        """Return what sparse attention did."""
+        return None if self.sparse is None else self.sparse.to_dict()
 
     def encode_prompts(self) -> None:
         """Make the velocities of both prompts."""
@@ -283,7 +334,7 @@ class _Work:
         assert isinstance(method, Inversion)
         with self.stages("invert"):
             flow = self.source_flow()
-            noise = inverted(method.solve, sharing.storing(flow), data, self.sigmas, on_step=self.watch.on_step)
+            noise = inverted(method.solve, sharing.storing(flow), data, self.sigmas, on_step=self._steps())
             sharing.finish(flow, noise, self.sigmas[0])
             self._count("inversion")
         return noise
@@ -295,33 +346,21 @@ class _Work:
         method = self.plan.method
         assert isinstance(method, Inversion)
         with self.stages("check"):
-            back = method.solve(self.source_flow(), noise, self.sigmas, on_step=self.watch.on_step)
+            back = method.solve(self.source_flow(), noise, self.sigmas, on_step=self._steps())
             self._count("round trip")
             ours, best = (self.backbone.decode(latents, self.shot)[0] for latents in (back, data))
             self._round_trips.append(fidelity.psnr(ours, best))
             self.measures["reconstruction_psnr"] = round(sum(self._round_trips) / len(self._round_trips), 3)
 
-    def edit(self, number: int, window: Any) -> _Part:
-        """Return the edit of a window."""
-        import torch
-
+    def edit(self, number: int, window: Any, *, check: bool) -> None:
+        """Put the latents of a window's edit, and the mask of where it was to change, behind those before it."""
         from vgen.editing import masks
 
         plan, method = self.plan, self.plan.method
         with self.stages("encode"):
             data = self.encode(window)
-        frames, height, width = self.shot.num_frames, self.shot.height, self.shot.width
         with self.stages("mask"):
-            if plan.mask is not None:
-                given = plan.mask if len(plan.mask) > 1 else plan.mask.repeat(len(plan.clip.frames), 0)
-                view = plan.fit.map(window.of(given[plan.taken]))
-                latent_mask = masks.to_latents(view, (data.shape[2], data.shape[3], data.shape[4])).to(data.device)
-            else:
-                draw = self._draw("mask")
-                differs = masks.difference(self.source_flow(), self.target_flow(guided=False), data, draw)
-                latent_mask = masks.from_difference(differs)
-                self._count("mask")
-            region = masks.to_pixels(latent_mask, frames, height, width).cpu()
+            latent_mask = self._mask(window, data)
         mask = None if plan.request.mask == masks.NONE else masks.soft(latent_mask, 1)
 
         sharing = None
@@ -329,7 +368,7 @@ class _Work:
             from_file = plan.request.noise is not None
             sharing = self.sharing(number if from_file else None)
             start = self._file_noise(number).to(data.device) if from_file else self.invert(data, sharing)
-            if not from_file:
+            if check and not from_file:
                 self.round_trip(data, start)
         elif isinstance(method, SDEdit):
             start = (1 - self.sigmas[0]) * data + self.sigmas[0] * self._draw("sdedit")()
@@ -343,7 +382,7 @@ class _Work:
                     noise=self._draw("flowedit"),
                     averages=method.averages,
                     mask=mask,
-                    on_step=self.watch.on_step,
+                    on_step=self._steps(),
                 )
             else:
                 latents = self._denoise(data, start, mask, sharing)
@@ -355,10 +394,82 @@ class _Work:
                 "The model produced values that are not finite.",
                 tip="try --dtype float32 or a lower --guidance-scale.",
             )
+        self.latents.append(latents.cpu())
+        self.masks.append(latent_mask.cpu())
+
+    def save(self, path: Path) -> None:
+        """Write what is finished of the latents, with all that it takes to make the video of them."""
+        import torch
+        from safetensors.torch import save
+
+        facts = {"request": self.plan.to_dict(), "hashes": self._hashed, "measures": self.measures}
+        tensors = {
+            "latents": torch.cat(self.latents).float().contiguous(),
+            "masks": torch.cat(self.masks).contiguous(),
+        }
+        content = save(tensors, {"vgen": LATENTS, "facts": json.dumps(facts)})
+        with files.atomic(path) as part:
+            part.write_bytes(content)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return frames uint8 [F, h, w, 3] for the latents of a window."""
         with self.stages("decode"):
-            made = self.backbone.decode(latents, self.shot)[0].cpu()
-        border = None if mask is None else masks.soft(region, plan.request.border or 0)
-        return _Part(frames=made, region=torch.as_tensor(region), border=border)
+            return self.backbone.decode(latents.to(self.backbone.runtime.device), self.shot)[0].cpu()
+
+    def finished(self, made: Sequence[Tensor]) -> Edited:
+        """Return the clip with what was made of its windows put back, and measured against what it was."""
+        import torch
+
+        from vgen.editing import fitting, masks
+
+        plan, shot = self.plan, self.shot
+        with self.stages("measure"):
+            shown = [masks.to_pixels(mask, shot.num_frames, shot.height, shot.width)[:, None] for mask in self.masks]
+            count = len(plan.taken)
+            view = fitting.joined([frames.permute(0, 3, 1, 2).float() for frames in made], plan.windows, count)
+            region = _maps(plan, fitting.joined(shown, plan.windows, count))
+            done = [torch.full_like(mask, float(number < len(self.latents))) for number, mask in enumerate(shown)]
+            if plan.mask is not None:
+                own = masks.soft(torch.from_numpy(plan.mask), plan.request.border or 0)
+                edited = _maps(plan, fitting.joined(done, plan.windows, count))
+                frames = _put_back(plan, view, lambda frame: own[min(frame, len(own) - 1)] * edited(frame))
+                whole = (torch.from_numpy(plan.mask) > 0.5).float().expand(len(frames), -1, -1).numpy()
+            else:
+                if plan.request.mask == masks.AUTO:
+                    done = [masks.soft(mask, plan.request.border or 0) for mask in shown]
+                frames = _put_back(plan, view, _maps(plan, fitting.joined(done, plan.windows, count)))
+                whole = torch.stack([region(frame) for frame in range(len(frames))]).numpy()
+            measures = self.measures | measured(plan.clip.frames, frames, whole)
+        return Edited(
+            frames=frames,
+            latents=torch.cat(self.latents),
+            region=whole,
+            measures=measures,
+            timings=self.stages.timings,
+            attention=self.attention(),
+        )
+
+    def _mask(self, window: Any, data: Tensor) -> Tensor:
+        """Return where a window is to change: [1, 1, T, h, w]."""
+        from vgen.editing import masks
+
+        plan = self.plan
+        if plan.mask is not None:
+            given = plan.mask if len(plan.mask) > 1 else plan.mask.repeat(len(plan.clip.frames), 0)
+            view = plan.fit.map(window.of(given[plan.taken]))
+            return masks.to_latents(view, (data.shape[2], data.shape[3], data.shape[4])).to(data.device)
+        self._steps()
+        target = self.target_flow(guided=False)
+        found = masks.from_difference(masks.difference(self.source_flow(), target, data, self._draw("mask")))
+        self._count("mask")
+        return found
+
+    def _steps(self) -> OnStep:
+        """Return what is told of the steps of one way; sparse attention begins anew with it."""
+        if self.sparse is None:
+            return self.watch.on_step
+        self.sparse.begin(len(self.sigmas) - 1)
+        return self.sparse.counting(self.watch.on_step)
 
     def _denoise(self, data: Tensor, start: Tensor, mask: Tensor | None, sharing: Sharing | None) -> Tensor:
         """Return the latents at sigma 0 by the target's flow, outside of a mask those of the clip."""
@@ -372,7 +483,7 @@ class _Work:
         if sharing is not None:
             flow = sharing.reading(flow)
         solve = method.solve if isinstance(method, Inversion) else euler
-        latents = solve(flow, start, self.sigmas, on_step=self.watch.on_step)
+        latents = solve(flow, start, self.sigmas, on_step=self._steps())
         if sharing is not None and sharing.schedule.num_features:
             self.measures["store_hit_rate"] = sharing.hits / sharing.reads
             self.measures["store_bytes"] = sharing.store.num_bytes
@@ -383,7 +494,8 @@ class _Work:
             self._evaluations += 1
             return self.backbone.velocity(latents, sigma, text, shot=self.shot, guidance_scale=embedded)
 
-        return classifier_free(counted, text, self._negative, scale)
+        velocity = counted if self.sparse is None else self.sparse.branching(counted)
+        return classifier_free(velocity, text, self._negative, scale)
 
     def _draw(self, what: str) -> Callable[[], Tensor]:
         """Return what draws noise of a window's shape: the same for every window, so that they agree."""
@@ -415,11 +527,17 @@ class _Work:
             )
 
     @functools.cached_property
+    def _hashed(self) -> dict[str, str | None]:
+        """The sha256 of the files that the edit is made of, which are read once for all windows."""
+        return _hashes(self.plan)
+
+    @functools.cached_property
     def _facts(self) -> dict[str, Any]:
         """What the inversion's file says, once it was compared with this model."""
         assert self.plan.request.noise is not None
         facts = asked.read_inversion(self.plan.request.noise)
-        if facts["checkpoint"]["files"] != manifest.identity(self.backbone.checkpoint)["files"]:
+        now = manifest.identity(self.backbone.checkpoint)
+        if any(facts["checkpoint"].get(name) != now.get(name) for name in ("files", "loras")):
             raise VgenError(f"{self.plan.request.noise} was made by other weights.", tip="invert the clip again.")
         if facts["sigmas"] != self.sigmas.tolist():
             raise VgenError(f"{self.plan.request.noise} has another schedule.", tip="invert the clip again.")
@@ -444,90 +562,71 @@ class _Work:
                     yield name.removeprefix(prefix), file.get_tensor(name)
 
 
-class _Run:
-    """A run: its model, its output, its account."""
+def _made(
+    asked_for: EditPlan, beside: Path, shown: Plan, backbone: Backbone, watch: Watch, latents: Path | None
+) -> Generation:
+    """Make a job's edit; `shown` is the plan of a window as the run has settled it."""
+    plan = replace(asked_for, shown=shown)
+    return _generation(plan, edit(plan, backbone, watch=watch, beside=beside, latents=latents), watch)
 
-    def __init__(self, plan: EditPlan, watch: Watch) -> None:
-        from vgen import backbones
 
-        self.plan = plan
-        self.report = Report(seed=plan.seed)
-        self.watch = replace(watch, on_warning=self._warn)
-        self._say = watch.on_warning
-        watch.on_stage("load")
-        start = time.perf_counter()
-        chosen = runtime.choose(plan.request.device, plan.request.dtype)
-        self.backbone = backbones.load(plan.shown.checkpoint, chosen, progress=watch.download)
-        self.timings = {"load": time.perf_counter() - start}
+def _decoded(
+    asked_for: EditPlan, path: Path, shown: Plan, backbone: Backbone, watch: Watch, latents: Path | None
+) -> Generation:
+    """Make the edit of a job that another run has left the latents of."""
+    plan = replace(asked_for, shown=shown)
+    return _generation(plan, decode(plan, backbone, path, watch=watch), watch)
 
-    def write(self, output: Path, edited: Edited, *, compare: bool) -> None:
-        """Write the video, its manifest, and with `compare` the clip beside it."""
-        import numpy as np
 
-        from vgen import video
-        from vgen.editing import footage
+def _generation(plan: EditPlan, edited: Edited, watch: Watch) -> Generation:
+    """Return what a run writes of an edit, with the clip's rate and sound."""
+    from vgen.editing import footage
 
-        self.watch.on_stage("write")
-        start = time.perf_counter()
-        clip = self.plan.clip
-        fps = clip.fps or self.plan.shown.fps
-        sound = None
-        if clip.sound_format and output.suffix.lower() not in video.SOUND_ENCODERS:
-            self._warn(f"{output.suffix} has no place for the clip's sound.\nTip: write .mp4 or .webm.")
-        elif clip.sound_format:
-            try:
-                sound = footage.sound(clip, len(edited.frames) / fps)
-            except VgenError as error:
-                self._warn(f"{error.message} The result is silent.")
-        made = self._manifest(edited)
-        video.save(edited.frames, output, fps=fps, manifest=made, sound=sound)
-        files.write_text(manifest.sidecar(output), json.dumps(made, indent=2) + "\n")
-        self.report.outputs.append(output)
-        if compare:
-            beside = output.with_name(f"{output.name}{SIDE_BY_SIDE}")
-            video.save(np.concatenate([clip.frames, edited.frames], 2), beside, fps=fps, sound=sound)
-            self.report.outputs.append(beside)
-        self.timings["write"] = time.perf_counter() - start
-
-    def _manifest(self, edited: Edited) -> manifest.Manifest:
-        plan, loaded = self.plan, self.backbone.checkpoint
-        made = manifest.build(
-            plan.shown,
-            self.backbone.runtime,
-            checkpoint=manifest.identity(loaded),
-            timings=self.timings,
-            created=datetime.now().astimezone(),
-        )
-        request = plan.to_dict() | {"dtype": self.backbone.runtime.dtype}
-        given = {"video": plan.request.video, "noise": plan.request.noise}
-        if plan.mask is not None and plan.request.mask is not None:
-            given["mask"] = Path(plan.request.mask)
-        hashes = {f"{name}_sha256": asked.content(path) if path else None for name, path in given.items()}
-        method = {"name": plan.request.method, **asdict(plan.method)}
-        return made | {
+    clip, sound = plan.clip, None
+    fps = clip.fps or plan.shown.fps
+    if clip.sound_format:
+        try:
+            sound = footage.sound(clip, len(edited.frames) / fps)
+        except VgenError as error:
+            watch.on_warning(f"{error.message} The result is silent.")
+    return Generation(
+        frames=edited.frames,
+        latents=edited.latents,
+        windows=[],
+        timings=edited.timings,
+        sound=sound,
+        attention=edited.attention,
+        fps=fps,
+        told={
             "task": "edit",
-            "request": request,
-            **hashes,
+            "request": plan.to_dict(),
+            **_hashes(plan),
             "sampler": None,
-            "method": method,
-            "measures": edited.measures,
-        }
-
-    def _warn(self, message: str) -> None:
-        if message not in self.report.warnings:
-            self.report.warnings.append(message)
-            self._say(message)
+            "method": {"name": plan.request.method, **asdict(plan.method)},
+        },
+        measures=edited.measures,
+    )
 
 
-@contextmanager
-def _running(plan: EditPlan, watch: Watch) -> Iterator[_Run]:
-    """Yield a run, and account for it when it is done."""
-    begin = time.perf_counter()
-    running = _Run(plan, watch)
-    yield running
-    running.report.timings = {**running.timings, "total": time.perf_counter() - begin}
-    running.report.peak_memory_mb = runtime.peak_ram_mb()
-    running.report.peak_vram_mb = runtime.peak_vram_mb(running.backbone.runtime)
+def _side_by_side(plan: EditPlan, output: Path, made: Generation) -> Path:
+    """Write the clip and its edit beside each other, and return where."""
+    import numpy as np
+
+    from vgen import video
+
+    path = output.with_name(f"{output.name}{SIDE_BY_SIDE}")
+    video.save(
+        np.concatenate([plan.clip.frames, made.frames], 2), path, fps=made.fps or plan.shown.fps, sound=made.sound
+    )
+    return path
+
+
+def _hashes(plan: EditPlan) -> dict[str, str | None]:
+    """Return the sha256 of the files that an edit is made of, by the names that a manifest has for them."""
+    given = {"video": plan.request.video, "noise": plan.request.noise}
+    if plan.mask is not None and plan.request.mask is not None:
+        given["mask"] = Path(plan.request.mask)
+    return {f"{name}_sha256": asked.content(path) if path else None for name, path in given.items()}
 
 
 def _maps(plan: EditPlan, view: Tensor) -> Callable[[int], Tensor]:

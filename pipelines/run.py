@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vgen import attention, checkpoints, files, hub, loras, manifest, offloading, outputs, quantization, runtime
 from vgen.batch import Failure, PlannedLine
@@ -26,12 +26,18 @@ if TYPE_CHECKING:
     from vgen.pipelines.text_to_video import Generation
     from vgen.video import Frames
 
+T = TypeVar("T")
+
 STAGES = ("load", "encode", "denoise", "decode", "write")
 DOING = {
     "load": "while the model was loaded",
     "encode": "while the prompt was encoded",
+    "mask": "while the region of the edit was found",
+    "invert": "while inverting",
+    "check": "while the inversion was measured",
     "denoise": "while denoising",
     "decode": "while decoding",
+    "measure": "while the edit was measured",
     "write": "while the video was written",
 }
 
@@ -41,16 +47,18 @@ class Job:
     """One video to make and where to; `line` is the line of the prompt file that asks for it.
 
     With `source`, which returns frames uint8 [F, H, W, 3], nothing is generated: the video is what the model's VAE
-    leaves of those frames. With `make`, the loaded model makes it in another way than from the prompt. What `measure`
-    returns of the video goes into its manifest.
+    leaves of those frames. With `make`, the loaded model makes it in another way than from the prompt: it is given a
+    path to save latents to before they are decoded, or None. What `measure` returns of the video goes into its
+    manifest, and `beside` writes another file beside it.
     """
 
     plan: Plan
     output: Path
     line: int | None = None
     source: Callable[[], Frames] | None = None
-    make: Callable[[Plan, Backbone, Watch], Generation] | None = None
+    make: Callable[[Plan, Backbone, Watch, Path | None], Generation] | None = None
     measure: Callable[[Generation, Backbone], dict[str, float]] | None = None
+    beside: Callable[[Generation], Path] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +81,17 @@ class Watch:
 class Report:
     """What a run made and what it cost: seconds per stage and in all, and the most memory held, in MiB.
 
-    `attention` is what sparse attention did for each video that asked for it.
+    `attention` is what sparse attention did for each video that asked for it, `measures` what the maker of each video
+    has measured, and `beside` are the files beside them.
     """
 
     made: list[Job] = field(default_factory=list)
+    beside: list[Path] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     latents: list[Path] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     attention: list[dict[str, Any]] = field(default_factory=list)
+    measures: list[dict[str, Any]] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=lambda: {**dict.fromkeys(STAGES, 0.0), "total": 0.0})
     peak_memory_mb: float = 0.0
     peak_vram_mb: float = 0.0
@@ -111,6 +122,14 @@ def generate(
                 raise
             run.report.failures.append(Failure(prompt=job.plan.prompt, line=job.line, error=error))
     return run.account()
+
+
+def work(plan: Plan, do: Callable[[Backbone, Watch], T], *, watch: Watch) -> tuple[T, Report]:
+    """Return what something else than a video comes to with the backbone of a plan, and the account of it."""
+    run = _Run(watch)
+    with run.errors_for_people(plan, None):
+        done = do(run.load(plan), run.watching())
+    return done, run.account()
 
 
 def load(plan: Plan, *, watch: Watch) -> Backbone:
@@ -157,29 +176,32 @@ class _Run:
                 self.write(job, text_to_video.rebuild(job.plan, job.source(), backbone, on_stage=self.on_stage))
                 return
             if job.make is not None:
-                self.write(job, job.make(job.plan, backbone, self.watch))
-                return
-            generation = text_to_video.generate(
-                job.plan,
-                backbone,
-                on_stage=self.on_stage,
-                on_step=self.watch.on_step,
-                on_warning=self.warn,
-                save_latents=save if self.writes else None,
-            )
+                generation = job.make(job.plan, backbone, self.watching(), latents if self.writes else None)
+            else:
+                generation = text_to_video.generate(
+                    job.plan,
+                    backbone,
+                    on_stage=self.on_stage,
+                    on_step=self.watch.on_step,
+                    on_warning=self.warn,
+                    save_latents=save if self.writes else None,
+                )
             if not self.writes:
                 return
             self.write(job, generation)
-        if keep_latents:
+        if not keep_latents:
+            latents.unlink(missing_ok=True)
+        elif latents.exists():
             self.report.latents.append(latents)
-        else:
-            latents.unlink()
 
     def decode(self, latents: Path, job: Job) -> None:
         with self.errors_for_people(job.plan, latents):
             backbone = self.load(job.plan, decode_only=True)
             from vgen.pipelines import text_to_video
 
+            if job.make is not None:
+                self.write(job, job.make(job.plan, backbone, self.watching(), None))
+                return
             self.write(job, text_to_video.decode_latents(latents, backbone, on_stage=self.on_stage))
 
     def load(self, plan: Plan, *, decode_only: bool = False) -> Backbone:
@@ -236,6 +258,10 @@ class _Run:
             offloading.rest(self.backbone)
         self.watch.on_stage(stage)
 
+    def watching(self) -> Watch:
+        """Return what somebody else's work is to tell of its stages and warnings."""
+        return replace(self.watch, on_stage=self.on_stage, on_warning=self.warn)
+
     def warn(self, message: str) -> None:
         """Tell of something odd before the time is spent on it, once for all jobs."""
         if message not in self.report.warnings:
@@ -271,11 +297,22 @@ class _Run:
             made["quantization"] = {"scheme": loaded.quantization, "arithmetic": how}
         if job.measure is not None:
             made["measured"] = job.measure(generation, self.backbone)
+        if generation.told:
+            # Names that the run has settled are told as it has settled them.
+            settled = {name: made["request"][name] for name in ("model", "lora", "dtype")}
+            made |= generation.told
+            made["request"] = {**made["request"], **settled}
+        if generation.measures is not None:
+            made["measures"] = generation.measures
+            self.report.measures.append(generation.measures)
         if generation.sound is not None and job.output.suffix.lower() not in video.SOUND_ENCODERS:
             formats = " or ".join(video.SOUND_ENCODERS)
             self.warn(f"{job.output.suffix} has no place for the sound that the model made.\nTip: write {formats}.")
-        video.save(generation.frames, job.output, fps=job.plan.fps, manifest=made, sound=generation.sound)
+        fps = generation.fps or job.plan.fps
+        video.save(generation.frames, job.output, fps=fps, manifest=made, sound=generation.sound)
         files.write_text(manifest.sidecar(job.output), json.dumps(made, indent=2) + "\n")
+        if job.beside is not None:
+            self.report.beside.append(job.beside(generation))
         self.report.made.append(job)
         for stage, seconds in (*generation.timings.items(), ("write", time.perf_counter() - start)):
             self.report.timings[stage] = self.report.timings.get(stage, 0.0) + seconds
@@ -300,13 +337,17 @@ class _Run:
         return self.report
 
     @contextmanager
-    def errors_for_people(self, plan: Plan, latents: Path) -> Iterator[None]:
+    def errors_for_people(self, plan: Plan, latents: Path | None) -> Iterator[None]:
         """Say where the latents are when something stops a run after they were written, and how memory ran out."""
         kept = f"The latents are kept in {latents}."
+
+        def is_saved() -> bool:
+            return latents is not None and latents.exists()
+
         try:
             yield
         except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt(kept if latents.exists() else "") from interrupt
+            raise KeyboardInterrupt(kept if is_saved() else "") from interrupt
         except (VgenError, RuntimeError, MemoryError, OSError) as error:
             tips = [error.tip] if isinstance(error, VgenError) and error.tip else []
             message = error.message if isinstance(error, VgenError) else str(error)
@@ -316,9 +357,9 @@ class _Run:
                 tips = [] if self.stage == "decode" else [_to_save_memory(plan, self.stage)]
                 # What the failed stage has computed is not to stay for as long as the error does.
                 traceback.clear_frames(error.__traceback__)
-            elif not isinstance(error, VgenError) and not latents.exists():
+            elif not isinstance(error, VgenError) and not is_saved():
                 raise
-            if latents.exists():
+            if is_saved():
                 saving = " --performance memory" if ran_out and not plan.settings.tiling else ""
                 message = f"{message}\n{kept}"
                 tips.append(f"the video can still be made with: vgen decode {latents}{saving}")

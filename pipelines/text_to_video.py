@@ -44,7 +44,8 @@ class Generation:
 
     frames uint8 [F, H, W, 3]; latents float32 [N, C, T, h, w] on the CPU, one for each window of the video; `windows`
     are what these decode to, before anything that was given is put back; `skipped` is what a cache has saved,
-    `attention` what sparse attention did, where it was asked for, and `facts` are what its maker measured.
+    `attention` what sparse attention did, where it was asked for, and `facts` are what its maker measured. An edit has
+    a rate `fps` of its own, `measures`, and what is `told` in the manifest besides or in the place of a plan's.
     """
 
     frames: np.ndarray
@@ -55,6 +56,9 @@ class Generation:
     skipped: Skipped | None = None
     facts: dict[str, float] = field(default_factory=dict)
     attention: dict[str, Any] | None = None
+    fps: float | None = None
+    told: dict[str, Any] = field(default_factory=dict)
+    measures: dict[str, Any] | None = None
 
 
 def generate(

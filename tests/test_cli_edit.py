@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from tests import tiny_cogvideox, tiny_hunyuan_video, tiny_ltx_video
+from tests import tiny_cogvideox, tiny_hunyuan_video, tiny_lora, tiny_ltx_video
 from vgen import cli, manifest, video
+from vgen.backbones.wan import Wan
 from vgen.editing import footage
 
 EDIT = ("--source", "a red ball", "--target", "a blue cube", "--steps", "4", "--dtype", "float32")
@@ -61,9 +64,9 @@ def refused(*arguments: str) -> str:
 
 
 def test_an_edit_has_the_clips_size_rate_length_and_sound(model: tuple[str, ...]) -> None:
-    result = vgen(
-        "edit", "clip.mp4", *EDIT, *model, "--method", "rf-solver", "--inject", "2", "--compare", "-o", "o.mp4"
-    )
+    left_half()
+    sharing = ("--method", "rf-solver", "--inject", "2", "--mask", "mask.png")
+    result = vgen("edit", "clip.mp4", *EDIT, *model, *sharing, "--compare", "-o", "o.mp4")
     assert result.exit_code == 0, result.stderr
     # Before it starts: how the clip is fitted; and after the model is known, what the store takes.
     assert "The clip is 50x38 and the model sees 32x32: it is scaled to 32x24 and padded" in result.stderr
@@ -81,7 +84,7 @@ def test_an_edit_has_the_clips_size_rate_length_and_sound(model: tuple[str, ...]
     measures = manifest.read(Path("o.mp4"))["measures"]
     assert measures["store_hit_rate"] == 1
     # Two windows of 4 steps with two evaluations each, of which denoising has guidance.
-    assert measures["evaluations"] == {"mask": 16, "inversion": 16, "round trip": 16, "edit": 32}
+    assert measures["evaluations"] == {"inversion": 16, "round trip": 16, "edit": 32}
     assert measures["reconstruction_psnr"] > 20
     for name in ("background_psnr", "background_ssim", "change_inside", "flicker", "source_flicker"):
         assert isinstance(measures[name], float)
@@ -101,10 +104,15 @@ def test_from_gives_the_same_edit_again(model: tuple[str, ...]) -> None:
     assert "has changed since the video was made" in result.stderr
 
 
-def test_outside_of_a_mask_the_clip_stays_as_it_is(model: tuple[str, ...]) -> None:
+def left_half() -> None:
+    """Write a mask.png that is white in the 20 columns on the left."""
     mask = np.zeros((38, 50), np.uint8)
     mask[:, :20] = 255
     Image.fromarray(mask).save("mask.png")
+
+
+def test_outside_of_a_mask_the_clip_stays_as_it_is(model: tuple[str, ...]) -> None:
+    left_half()
     for method in ("rf-solver", "flowedit", "sdedit"):
         out = f"{method}.png"
         report = made(
@@ -154,6 +162,94 @@ def test_an_inversion_serves_several_edits(model: tuple[str, ...]) -> None:
     assert "Cannot read the inversion" in result.stderr
 
 
+def test_an_edit_takes_the_options_of_generating(tiny_checkpoint: Path, model: tuple[str, ...]) -> None:
+    tiny_lora.save(Path("a.safetensors"), tiny_lora.wan(tiny_checkpoint))
+    inverted = (*EDIT, *model, "--method", "rf-solver", "--seed", "1", "--inject", "2", "--mask", "none")
+    plain = made("edit", "clip.mp4", *inverted, "-o", "plain.png")
+    sparse = ("--attention", "radial:block=16,width=0.5,sink=0", "--lora", "a.safetensors:0.5")
+    report = made("edit", "clip.mp4", *inverted, *sparse, "--performance", "memory", "-o", "o.png")
+    assert report["measures"]["store_hit_rate"] == plain["measures"]["store_hit_rate"] == 1
+    assert report["measures"]["store_bytes"] == plain["measures"]["store_bytes"]
+    # The same blocks are left out on all ways, there, back and to the target: it is one flow.
+    (did,) = report["attention"]
+    assert did["sparse_calls"] == did["calls"] > 0
+    assert report["measures"]["reconstruction_psnr"] > plain["measures"]["reconstruction_psnr"] - 10
+    told = manifest.read(Path("o.png"))
+    assert (told["request"]["lora"], told["performance"]["tiling"]) == (
+        [f"{Path('a.safetensors').absolute()}:0.5"],
+        True,
+    )
+    assert told["checkpoint"]["loras"][0]["matched"] > 0
+    assert (video.read(Path("o.png")).frames != video.read(Path("plain.png")).frames).any()
+    again = made("edit", "--from", "o.png", "-o", "again.png")
+    np.testing.assert_array_equal(video.read(Path("again.png")).frames, video.read(Path("o.png")).frames)
+    assert again["attention"] == report["attention"]
+    plan = made("edit", "clip.mp4", *inverted, *sparse, "--dry-run", "-o", "other.png")
+    assert plan["attention"] == sparse[1] and plan["chosen"]["offload"] == "none"
+
+
+def test_an_inversion_with_a_lora_is_for_edits_with_it(tiny_checkpoint: Path, model: tuple[str, ...]) -> None:
+    tiny_lora.save(Path("a.safetensors"), tiny_lora.wan(tiny_checkpoint))
+    asked = ("--source", "a ball", "--steps", "2", *model)
+    made(
+        "invert", "clip.mp4", *asked, "--lora", "a.safetensors", "--attention", "tile:block=16", "-o", "n.safetensors"
+    )
+    edit = ("edit", "clip.mp4", "--noise", "n.safetensors", "--target", "a cube", "-o", "o.png")
+    report = made(*edit, "--lora", "a.safetensors:1")
+    assert report["attention"][0]["pattern"] == "tile"
+    assert "was made with lora" in refused(*edit, "--lora", "a.safetensors:0.5")
+    assert "was made with attention tile:block=16" in refused(*edit, "--attention", "radial:block=16")
+
+
+def decoding(fails: int) -> Callable[..., Any]:
+    """Return a decode for which memory runs out when it is called for the time `fails`."""
+    calls, decode = itertools.count(1), Wan.decode
+
+    def decoded(*arguments: Any) -> Any:
+        if next(calls) == fails:
+            raise MemoryError
+        return decode(*arguments)
+
+    return decoded
+
+
+def test_a_failed_decode_keeps_the_latents_and_decode_finishes(
+    model: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = (*EDIT, *model, "--method", "flowedit", "--seed", "3", "--mask")
+    left_half()
+    for name, mask in (("auto", "auto"), ("given", "mask.png")):
+        made("edit", "clip.mp4", *asked, mask, "-o", f"{name}-whole.png")
+        with monkeypatch.context() as patch:
+            patch.setattr(Wan, "decode", decoding(1))
+            result = vgen("edit", "clip.mp4", *asked, mask, "-o", f"{name}.png")
+        latents = f"{name}.png.latents.safetensors"
+        assert result.exit_code == 1
+        assert "memory ran out while decoding" in result.stderr
+        assert f"vgen decode {latents}" in result.stderr
+        # The first of two parts is finished: the other one stays as it is in the clip.
+        begun = vgen("decode", latents, "-o", f"{name}-begun.png")
+        assert "1 of the clip's 2 parts had been edited" in begun.stderr
+        clip, begun_frames = (footage.read(Path(path)).frames for path in ("clip.mp4", f"{name}-begun.png"))
+        np.testing.assert_array_equal(begun_frames[5:], clip[5:])
+        assert (begun_frames[:3] != clip[:3]).any()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Wan, "decode", decoding(2))
+            assert vgen("edit", "clip.mp4", *asked, mask, "-o", f"{name}.png", "--force").exit_code == 1
+        report = made("decode", latents)
+        whole = footage.read(Path(f"{name}-whole.png")).frames
+        np.testing.assert_array_equal(footage.read(Path(f"{name}.png")).frames, whole)
+        one, other = (manifest.read(Path(path)) for path in (f"{name}.png", f"{name}-whole.png"))
+        assert one["measures"] == other["measures"] == report["measures"]
+        assert {**one["request"], "offload": None} == {**other["request"], "offload": None}
+    kept = made("edit", "clip.mp4", *asked, "none", "--keep-latents", "-o", "kept.mp4")["latents"]
+    assert kept == ["kept.mp4.latents.safetensors"]
+    Path("clip.mp4").write_bytes(Path("kept.mp4").read_bytes())
+    changed = vgen("decode", *kept, "-o", "other.mp4")
+    assert (changed.exit_code, "The video has changed" in changed.stderr) == (1, True)
+
+
 def test_a_dry_run_tells_the_plan_and_makes_nothing(model: tuple[str, ...]) -> None:
     before = sorted(Path().iterdir())
     plan = made("edit", "clip.mp4", *EDIT, *model, "--fps", "8", "--dry-run", "-o", "o.mp4")
@@ -196,6 +292,11 @@ def test_without_a_source_the_prompt_is_empty_and_that_is_said(model: tuple[str,
         (("--target", "a", "--mask", "short"), "has 3 frames and the clip 8"),
         (("--target", "a", "--mask", "black.png"), "is black all over"),
         (("--target", "a", "--fit", "squeeze"), 'There is no fit "squeeze"'),
+        (("--target", "a", "--method", "euler", "--attention", "adaspa"), "not be that of the inversion"),
+        (("--target", "a", "--method", "euler", "--inject", "1", "--compile"), "takes V out of the blocks"),
+        (("--target", "a", "--lora", "missing.safetensors"), "missing.safetensors"),
+        (("--target", "a", "--guidance-scale-2", "3"), "has one transformer"),
+        (("--target", "a", "--offload", "model", "--device", "cpu"), "main memory"),
         (("--target", "a", "--width", "30"), "A width of 30 is not legal"),
         (("--target", "a", "--overlap", "5"), "leaves nothing new"),
         (("--target", "a", "--seconds", "0"), "--seconds 0 is not legal"),

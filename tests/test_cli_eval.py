@@ -180,22 +180,22 @@ def test_true_edits_are_judged_right_and_clips_left_alone_wrong(tmp_path: Path) 
 
 def test_edits_are_made_and_scored(tiny_expanded: Path, tmp_path: Path) -> None:
     command = ["eval", "edit", "--model", str(tiny_expanded), "-n", "2", "--steps", "3", "-o", str(tmp_path / "score")]
-    command += ["--only", "flowedit", "--only", "rf-edit-mask", "--device", "cpu", "--dtype", "float32"]
+    command += ["--only", "flowedit", "--only", "rf-edit", "--device", "cpu", "--dtype", "float32"]
     result = CliRunner().invoke(cli.app, [*command, "--format", "json"])
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
-    flow, shared = report["edits"]["flowedit"], report["edits"]["rf-edit-mask"]
-    # Of 3 steps FlowEdit takes 2, with a velocity of the source and two of the guided target each.
-    assert flow["evals"] == 6
+    flow, shared = report["edits"]["flowedit"], report["edits"]["rf-edit"]
+    # Each of 3 steps with a velocity of the source and two of the guided target, and both prompts' for the mask.
+    assert flow["evals"] == 9 + 4
     assert "trip_db" not in flow
     # Two evaluations a step there, twice that back with guidance, and both prompts' for the mask.
-    assert shared["evals"] == 6 + 12 + 8
+    assert shared["evals"] == 6 + 12 + 4
     assert shared["trip_db"] > 10
     assert set(shared["by"]) == {"colour", "shape"}
     again = CliRunner().invoke(cli.app, command)
     assert [line.split()[0] for line in again.stdout.splitlines()[1:5]] == [
         "flowedit",
-        "rf-edit-mask",
+        "rf-edit",
         "ceiling",
         "unedited",
     ]

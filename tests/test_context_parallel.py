@@ -10,16 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models import attention_dispatch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, distributed, multiprocessing
 from typer.testing import CliRunner
 
 from tests import tiny_ltx_video, tiny_wan_image
 from tests.parity import TOLERANCE, difference, loaded, planned
-from vgen import cli, context_parallel, manifest
+from vgen import cli, context_parallel, manifest, video
 from vgen.pipelines import text_to_video
 from vgen.pipelines.text_to_video import generate, load_latents
 
@@ -106,7 +108,7 @@ def test_ranks_make_the_latents_of_one_process(name: str, folders: dict[str, Pat
 def vgen(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "vgen", "generate", *arguments],
+        [sys.executable, "-m", "vgen", *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -118,7 +120,18 @@ def test_the_command_line_makes_one_video_with_two_processes(tiny_expanded: Path
     small = ("--width", "32", "--height", "32", "--frames", "9", "--steps", "2", "--dtype", "float32", "--seed", "7")
     asked = (PROMPT, "--model", str(tiny_expanded), "--image", str(image), *small, "--guidance-scale", "3")
     done = vgen(
-        tmp_path, *asked, "--device", "cpu", "--gpus", "2", "-o", "a.mp4", "--keep-latents", "--format", "json"
+        tmp_path,
+        "generate",
+        *asked,
+        "--device",
+        "cpu",
+        "--gpus",
+        "2",
+        "-o",
+        "a.mp4",
+        "--keep-latents",
+        "--format",
+        "json",
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outputs"] == ["a.mp4"]
@@ -137,7 +150,7 @@ def test_what_stops_both_processes_is_told_once(tiny_checkpoint: Path, tmp_path:
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
     path = folder / "transformer" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_layers": 3}), encoding="utf-8")
-    done = vgen(tmp_path, PROMPT, "--model", "model", "--device", "cpu", "--gpus", "2", "-o", "a.mp4")
+    done = vgen(tmp_path, "generate", PROMPT, "--model", "model", "--device", "cpu", "--gpus", "2", "-o", "a.mp4")
     assert (done.returncode, done.stdout) == (1, "")
     (error,) = [line for line in done.stderr.splitlines() if "Error" in line]
     assert error.startswith("Error: ")
@@ -150,3 +163,19 @@ def test_more_gpus_than_there_are_is_an_error_that_names_both(tmp_path: Path) ->
     result = CliRunner().invoke(cli.app, asked)
     assert result.exit_code == 2
     assert f"asks for 64 CUDA GPUs, and torch sees {torch.cuda.device_count()}." in result.stderr
+
+
+def test_an_edit_with_features_is_shared_by_two_processes(tiny_expanded: Path, image: Path, tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3), np.uint8)
+    video.save(frames, tmp_path / "clip.png", fps=8)
+    asked = ("edit", "clip.png", "--source", "a red ball", "--target", "a blue cube", "--model", str(tiny_expanded))
+    asked += ("--method", "rf-solver", "--inject", "1", "--steps", "2", "--dtype", "float32", "--seed", "7")
+    asked += ("--width", "32", "--height", "32", "--device", "cpu", "--keep-latents", "--format", "json")
+    made = {}
+    for name, options in {"one": (), "two": ("--gpus", "2")}.items():
+        done = vgen(tmp_path, *asked, *options, "-o", f"{name}.png")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["measures"]["store_hit_rate"] == 1
+        made[name] = load_file(tmp_path / f"{name}.png.latents.safetensors")["latents"]
+    assert difference(made["two"], made["one"]) <= TOLERANCE
+    assert manifest.read(tmp_path / "two.png")["request"]["gpus"] == 2

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vgen import video
 from vgen.editing import footage
 from vgen.errors import UsageError
 from vgen.runtime import Memory
@@ -142,3 +143,32 @@ def test_a_file_with_wrong_bytes_is_read_or_refused(clips: dict[str, Path], tmp_
             refused += 1
             assert str(path) in str(error)
     assert refused >= 1, "an eighth of all bytes wrong"
+
+
+def test_a_wrong_tag_of_the_size_is_no_traceback(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (3, 31, 33, 3), np.uint8)
+    video.save(frames, tmp_path / "a.mp4", fps=8)
+    assert footage.read(tmp_path / "a.mp4").size == (33, 31)
+    whole = (tmp_path / "a.mp4").read_bytes()
+    assert whole.count(b"33x31") == 1
+    for wrong in (b"?3x31", b"00x31", b"33331", b"99x99"):
+        (tmp_path / "a.mp4").write_bytes(whole.replace(b"33x31", wrong))
+        assert footage.read(tmp_path / "a.mp4").size == (34, 32)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+def test_pictures_with_wrong_bytes_are_read_or_refused(tmp_path: Path, suffix: str) -> None:
+    path, rng, refused = tmp_path / f"a{suffix}", random.Random(suffix), 0
+    Image.effect_noise((24, 16), 60).convert("RGB").save(path)
+    whole = path.read_bytes()
+    for wrong in (1, 4, 20) * 10:
+        broken = bytearray(whole[: rng.choice((len(whole), rng.randrange(len(whole))))])
+        for _ in range(min(wrong, len(broken))):
+            broken[rng.randrange(len(broken))] = rng.randrange(256)
+        path.write_bytes(broken)
+        try:
+            assert footage.read(tmp_path).frames.ndim == 4
+        except UsageError as error:
+            refused += 1
+            assert str(path) in str(error)
+    assert refused >= 1

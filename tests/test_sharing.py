@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import tiny, tiny_cogvideox, tiny_hunyuan_video, tiny_ltx_video
+from tests import tiny, tiny_cogvideox, tiny_hunyuan_video, tiny_hunyuan_video_15, tiny_ltx_video
 from tests.parity import loaded, shot_of
 from vgen.editing.sharing import STORES, Memory, Sharing, num_bytes, schedule, sites
 from vgen.sampling.inversion import SOLVERS, evaluations, invert
@@ -20,6 +20,7 @@ SIGMAS = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0])
 FAMILIES: dict[str, tuple[Callable[[Path], Path], tuple[int, int, int]]] = {
     "wan": (tiny.build, (9, 32, 48)),
     "hunyuan-video": (tiny_hunyuan_video.build, (9, 32, 48)),
+    "hunyuan-video-1.5": (tiny_hunyuan_video_15.build, (5, 64, 64)),
     "ltx-video": (tiny_ltx_video.build, (9, 64, 96)),
     "cogvideox": (tiny_cogvideox.build, (9, 48, 64)),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from vgen.attention.patterns import Choice, Grid, Options, Site
 from vgen.errors import UsageError
@@ -27,6 +27,7 @@ class AdaSpa(Options):
     is easily recalled give half of their blocks to those whose is not, as many as gain.
     """
 
+    follows_data: ClassVar[bool] = True
     sparsity: float = 0.8
     warmup: float = 0.2
     search: str = "0.2+0.6"

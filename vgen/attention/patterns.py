@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from vgen.errors import UsageError
 
@@ -55,6 +55,10 @@ class Pattern(Protocol):
     def kernel(self) -> str:
         """What runs it: "auto" or a name of `KERNELS`."""
 
+    @property
+    def follows_data(self) -> bool:
+        """Whether the mask depends on queries and keys, so that two ways over the same steps may have two."""
+
     def check(self, grid: Grid, num_layers: int) -> None:
         """Raise `UsageError` when the pattern is not for a video of this grid, or a model of so many layers."""
 
@@ -69,6 +73,8 @@ class Pattern(Protocol):
 class Options:
     """What every pattern takes: tokens per block, and the kernel."""
 
+    follows_data: ClassVar[bool] = False
+    """Whether the mask depends on queries and keys, so that two ways over the same steps may have two."""
     block: int = 64
     kernel: str = "auto"
 

@@ -145,9 +145,9 @@ def _file(path: Path, start: float, seconds: float | None) -> Footage:
             )
             _check_memory(path, frames[0].nbytes * len(shown))
             frames = frames[shown]
-    if video.SIZE_TAG in (tags := video.read_tags(path)):
-        width, height = (int(side) for side in tags[video.SIZE_TAG].split("x"))
-        frames = frames[:, :height, :width]
+    # A line that was padded for the encoder, and no more: the tag may be as damaged as the rest.
+    if size := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", video.read_tags(path).get(video.SIZE_TAG, "")):
+        frames = frames[:, : int(size[2]), : int(size[1])]
     return Footage(frames=frames, fps=fps, path=path, start=start, notes=tuple(notes), sound_format=facts.sound_format)
 
 

@@ -81,7 +81,7 @@ class FlowEdit(Method):
     `source_guidance_scale` is the source prompt's.
     """
 
-    strength: ClassVar[float] = 0.85  # 24 of 28 steps, as released for FLUX
+    strength: ClassVar[float] = 1.0  # all of the way: what moves how is decided nearest the noise
     averages: int = 1
     source_guidance_scale: float = 1.0
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgen import integrity, options
+from vgen import attention, integrity, loras, options
 from vgen import request as generation
 from vgen.checkpoints import Checkpoint, resolve
 from vgen.editing.methods import METHODS, Inversion, Method
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from vgen.editing.footage import Footage
 
 METHOD = "rf-solver"
-MASK = "none"
+MASK = "auto"
 INVERSION = "inversion"  # the kind of a file that `vgen invert` writes
 # What an inversion decides for every edit that begins from it.
 FIXED = (
-    "video", "source", "model", "method", "num_inference_steps", "strength", "fit", "width", "height", "num_frames",
-    "overlap", "fps", "start", "seconds",
+    "video", "source", "model", "lora", "method", "num_inference_steps", "strength", "attention", "fit", "width",
+    "height", "num_frames", "overlap", "fps", "start", "seconds",
 )  # fmt: skip
 
 
@@ -42,7 +42,9 @@ class EditRequest:
     `method` is `name` or `name:key=value`; `strength` is the share of the schedule that is gone back, `inject` in how
     many steps V is carried over. `mask` is "none", "auto" or a path, with a `border` in pixels; `fit` is "pad" or
     "crop". `width`, `height`, `fps` and `num_frames` are what the model sees at once, with `overlap` frames shared by
-    two windows; `start` and `seconds` are the part of the clip. `noise` is a file of `vgen invert`.
+    two windows; `start` and `seconds` are the part of the clip. `noise` is a file of `vgen invert`. `lora`,
+    `guidance_scale_2`, `attention`, `performance`, `offload`, `compile`, `gpus` and `context_parallel` are as for
+    generating.
     """
 
     video: Path
@@ -50,13 +52,16 @@ class EditRequest:
     source: str | None = None
     negative_prompt: str | None = None
     model: str | None = None
+    lora: tuple[str, ...] | None = None
     seed: int | None = None
     method: str | None = None
     num_inference_steps: int | None = None
     strength: float | None = None
     inject: int | None = None
     guidance_scale: float | None = None
+    guidance_scale_2: float | None = None
     true_cfg_scale: float | None = None
+    attention: str | None = None
     mask: str | None = None
     border: int | None = None
     fit: str | None = None
@@ -68,8 +73,13 @@ class EditRequest:
     start: float | None = None
     seconds: float | None = None
     noise: Path | None = None
+    performance: str = "auto"
+    offload: str = "auto"
+    compile: bool | None = None
     device: str = "auto"
     dtype: str = "auto"
+    gpus: int | None = None
+    context_parallel: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the request as values that JSON can hold."""
@@ -127,6 +137,8 @@ class EditPlan:
 
 def plan(request: EditRequest) -> EditPlan:
     """Return the request with everything decided, its clip and its mask read. Loads no model. Raises `UsageError`."""
+    if request.lora:
+        request = replace(request, lora=tuple(map(loras.anchored, request.lora)))
     if request.noise is not None:
         request = _begun(request)
     method = _method(request)
@@ -134,9 +146,11 @@ def plan(request: EditRequest) -> EditPlan:
     check_editable(checkpoint)
     source, notes = _prompts(request)
     strength, inject = _strength(request, method), _inject(request, method)
+    request = replace(request, source=source, strength=strength, inject=inject)
     if not 0 <= _given(request.border, 8) <= 256:
         raise UsageError(f"A border of {request.border} pixels is not possible.", tip="choose --border from 0 to 256.")
     _check_part(request)
+    _check_attention(request, method)
 
     # The clip is looked at last: what is wrong with the words is known before a long file is read.
     from vgen.editing import footage
@@ -144,9 +158,7 @@ def plan(request: EditRequest) -> EditPlan:
     width, height = request.width, request.height
     first = _shown(request, checkpoint, width, height, request.num_frames, request.fps)
     clip = footage.read(request.video, start=request.start or 0.0, seconds=request.seconds)
-    return _fitted(
-        replace(request, source=source, strength=strength, inject=inject), method, checkpoint, clip, first, notes
-    )
+    return _fitted(request, method, checkpoint, clip, first, notes)
 
 
 def check_editable(checkpoint: Checkpoint) -> None:
@@ -263,6 +275,22 @@ def _inject(request: EditRequest, method: Method) -> int:
     return inject
 
 
+def _check_attention(request: EditRequest, method: Method) -> None:
+    """Raise `UsageError` for sparse attention, or sharing among GPUs, that an inversion does not go with."""
+    pattern = attention.parse(request.attention) if request.attention is not None else None
+    if pattern is not None and method.inverts and pattern.follows_data:
+        raise UsageError(
+            f"--attention {request.attention} looks up anew on each way which tokens to attend to: the way back would "
+            "not be that of the inversion.",
+            tip="use tile, sliding-tile or radial, which are the same both ways, or --method flowedit.",
+        )
+    if request.noise is not None and request.inject and (request.gpus or 1) > 1:
+        raise UsageError(
+            "V in a file of vgen invert is of all tokens, and each of several GPUs has a part of them.",
+            tip="leave out --gpus, use --inject 0, or leave out --noise: the edit then inverts the clip itself.",
+        )
+
+
 def _check_part(request: EditRequest) -> None:
     for name, value, lowest in (("start", request.start, "0 or more"), ("seconds", request.seconds, "more than 0")):
         if value is not None and not (math.isfinite(value) and (value > 0 or (name == "start" and value == 0))):
@@ -277,23 +305,39 @@ def _shown(
     num_frames: int | None,
     fps: float | None,
 ) -> Plan:
-    """Return the plan of one window, by the rules of generating: legal sizes, steps, scales."""
+    """Return the plan of one window, by the rules of generating: legal sizes, steps, scales.
+
+    Raises `UsageError` for compiled blocks with `--inject`, which takes V out of them.
+    """
+    if request.inject and request.compile:
+        raise UsageError(
+            "--inject takes V out of the blocks as they run, which those of --compile do not let it.",
+            tip="leave out one of them.",
+        )
     return planned(
         GenerateRequest(
             prompt=_given(request.target, "-"),
             negative_prompt=request.negative_prompt,
-            model=request.model or "toyland",
+            model=_model(checkpoint),
             seed=request.seed,
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
+            guidance_scale_2=request.guidance_scale_2,
             true_cfg_scale=request.true_cfg_scale,
             width=width,
             height=height,
             num_frames=num_frames,
             fps=fps,
             sampler="euler",
+            lora=request.lora,
+            attention=request.attention,
+            performance=request.performance,
+            offload=request.offload,
+            compile=False if request.inject else request.compile,
             device=request.device,
             dtype=request.dtype,
+            gpus=request.gpus,
+            context_parallel=request.context_parallel,
         ),
         checkpoint,
     )
@@ -342,7 +386,9 @@ def _fitted(
         seed=shown.seed,
         method=_given(request.method, METHOD),
         num_inference_steps=shown.num_inference_steps,
+        lora=shown.lora,
         guidance_scale=shown.guidance_scale,
+        guidance_scale_2=shown.guidance_scale_2,
         true_cfg_scale=shown.true_cfg_scale,
         mask=where,
         border=_given(request.border, masks.BORDER),
@@ -353,7 +399,10 @@ def _fitted(
         overlap=overlap,
         fps=fps,
         noise=request.noise.resolve() if request.noise else None,
+        gpus=shown.gpus,
+        context_parallel=shown.context_parallel,
     )
+    notes += shown.notes
     num_steps = max(1, min(int(shown.num_inference_steps * (request.strength or 1)), shown.num_inference_steps))
     if (request.inject or 0) > num_steps:
         raise UsageError(
