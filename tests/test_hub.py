@@ -17,7 +17,7 @@ from huggingface_hub import constants
 
 from tests import hub_server
 from tests.hub_server import NOT_NEEDED, TOKEN, Hub, Repository
-from vgen import backbones, checkpoints, hub, runtime
+from vgen import backbones, checkpoints, files, hub, runtime
 from vgen.checkpoints import Lora, fetch, pull, resolve, verify
 from vgen.errors import CheckpointError, UsageError
 from vgen.hub import Listing, Progress, RemoteFile
@@ -149,7 +149,7 @@ def test_a_file_that_vanishes_is_named(online: Hub, monkeypatch: pytest.MonkeyPa
 def test_too_little_space_is_said_before_anything_is_asked_for(online: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = resolve(NAME)
     usage = shutil.disk_usage(".")
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     online.asked.clear()
     with pytest.raises(
         CheckpointError, match=r'"someone/tiny" needs .* more on the disk .* which has 1\.0 kB'

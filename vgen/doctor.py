@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import vgen
-from vgen import checkpoints, outputs, runtime
+from vgen import checkpoints, files, outputs, runtime
 from vgen.errors import VgenError
 from vgen.hub import readable
 
@@ -191,8 +191,7 @@ def _output() -> Iterator[Finding]:
 
 
 def _space(name: str, folder: Path, enough: int, otherwise: Level, fix: str) -> Finding:
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(there).free
+    free, there = files.free_space(folder)
     if not (there.is_dir() and os.access(there, os.W_OK)):
         return Finding(name=name, level=otherwise, says=f"{there} cannot be written to", fix=fix)
     if free < enough:

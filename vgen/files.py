@@ -1,4 +1,4 @@
-"""Writing files so that a reader finds all of one or nothing."""
+"""Writing files so that a reader finds all of one or nothing, and the room that there is for them."""
 
 from __future__ import annotations
 
@@ -48,6 +48,12 @@ def not_written(path: Path, error: OSError) -> VgenError:
     reason = error.strerror or str(error)
     tip = tips.get(error.errno or 0, "choose a folder that you can write to with --output.")
     return VgenError(f"Could not write {path}: {reason}.", tip=tip)
+
+
+def free_space(path: Path) -> tuple[int, Path]:
+    """Return the bytes that are free on the disk of a path, which need not be there yet, and what is there of it."""
+    existing = next(part for part in (path, *path.parents) if part.exists())
+    return shutil.disk_usage(existing).free, existing
 
 
 def _remove(path: Path) -> None:

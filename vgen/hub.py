@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -296,9 +295,7 @@ def _check_arrived(path: Path, file: RemoteFile) -> None:
 
 
 def _require_space(wanted: Listing, num_bytes: int) -> None:
-    root = _repository(wanted.repo)
-    existing = next(parent for parent in (root, *root.parents) if parent.is_dir())
-    free = shutil.disk_usage(existing).free
+    free, existing = files.free_space(_repository(wanted.repo))
     if num_bytes > free:
         raise CheckpointError(
             f'"{wanted.repo}" needs {readable(num_bytes)} more on the disk of {existing}, which has {readable(free)}.',

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vgen
-from vgen import integrity, manifest
+from vgen import files, integrity, manifest
 from vgen.checkpoints import CARD_FORMAT, Checkpoint, write_card
 from vgen.errors import UsageError, VgenError
 from vgen.hub import readable
@@ -96,8 +96,7 @@ def check_parent(checkpoint: Checkpoint) -> None:
 
 def check_space(output: Path, num_bytes: int) -> None:
     """Raise `VgenError` unless the disk of a folder to be has room for so many bytes."""
-    existing = next(parent for parent in output.resolve().parents if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free, existing = files.free_space(output.resolve().parent)
     if num_bytes + SPARE > free:
         raise VgenError(
             f"The export takes {readable(num_bytes)}, and {existing} has {readable(free)} left.",
