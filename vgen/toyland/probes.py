@@ -1,7 +1,8 @@
 """Probes: a small network that reads out of a video what is in it, and says when it cannot.
 
-They see two seconds: the middle square of nine frames at 128×128, of which three are looked at closely and all nine,
-halved in size, for movement. One subject is read; of clips with two only the scene and the camera count.
+They see two seconds: the middle square of nine frames at 128×128, of which three are looked at closely, and from near
+where the subject is, and all nine, halved in size, for movement. One subject is read; of clips with two only the scene
+and the camera count.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from vgen.toyland.prompts import ATTRIBUTES
 NUM_FRAMES, SIDE, SECONDS = 9, 128, 2.0
 LOOK_FRAMES = (0, 4, 8)
 ATTENTION_SIDE = 16
+FACE_SIDE, FACE_MARGIN = 48, 1.25  # pixels of what is looked at from near, and its half side in radii of the subject
 PATH_SIZE = 15  # numbers per frame of the subject's place and the camera's pose; see training/passed.py
 VERDICTS = ("picture", "subject", "order")
 """What must hold for a reading to mean anything: the frames show Toyland, one subject is in sight, time runs on."""
@@ -81,6 +83,37 @@ class Look(nn.Module):
         return torch.cat([subject, x.mean(2), centre, 2 * spread], 1), logits
 
 
+class Face(nn.Module):
+    """Looks at the subject of a frame from near: what it takes a toy head to look like, and how well that is seen."""
+
+    def __init__(self, width: int = 48) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, width, 4, stride=2, padding=1),
+            Block(width),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            Block(2 * width),
+            nn.GroupNorm(8, 2 * width),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 32, 1),
+            nn.Flatten(),
+            nn.Linear(32 * (FACE_SIDE // 8) ** 2, 256),
+            nn.LayerNorm(256),
+            nn.SiLU(),
+            nn.Linear(256, LOOK_SIZE + 1),
+        )
+
+    def forward(self, frames: Tensor, attention: Tensor) -> Tensor:
+        """Return looks [N, LOOK_SIZE] of L frames each, [N, L, 3, SIDE, SIDE], where `attention` [N, L, cells] is."""
+        near = crops(frames.flatten(0, 1), attention.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
+        found = self.layers(near).float().view(*frames.shape[:2], LOOK_SIZE + 1)
+        weight = found[..., -1:].softmax(1)  # of a frame: heads turn away, and come near
+        look: Tensor = (found[..., :-1] * weight).sum(1)
+        return look
+
+
 class Motion(nn.Module):
     """Watches all frames, small and at once, as the channels of one picture: features of what moves where."""
 
@@ -121,7 +154,7 @@ class ProbeNetwork(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(hidden, len(values)) for name, values in ATTRIBUTES.items()})
         self.verdicts = nn.Linear(hidden, len(VERDICTS))
         self.path = nn.Linear(hidden, NUM_FRAMES * PATH_SIZE)
-        self.face = nn.Sequential(nn.Linear(looks, 256), nn.LayerNorm(256), nn.SiLU(), nn.Linear(256, LOOK_SIZE))
+        self.face = Face()
 
     def forward(self, video: Tensor) -> dict[str, Tensor]:
         """Return, for videos [N, 3, NUM_FRAMES, SIDE, SIDE] in [-1, 1]:
@@ -131,17 +164,32 @@ class ProbeNetwork(nn.Module):
         """
         count = len(video)
         frames = video[:, :, list(LOOK_FRAMES)].transpose(1, 2).flatten(0, 1)
-        features, attention = self.look(frames.contiguous(memory_format=torch.channels_last))
-        features = features.view(count, -1)
+        frames = frames.contiguous(memory_format=torch.channels_last)
+        features, attention = self.look(frames)
+        features, attention = features.view(count, -1), attention.view(count, len(LOOK_FRAMES), -1)
         small = nn.functional.avg_pool2d(video.flatten(1, 2), 2).contiguous(memory_format=torch.channels_last)
         joined = self.join(torch.cat([features, self.motion(small)], 1))
         return {
             **{name: head(joined).float() for name, head in self.heads.items()},
             "verdicts": self.verdicts(joined).float(),
-            "look": self.face(features).float(),
-            "attention": attention.view(count, len(LOOK_FRAMES), -1),
+            "look": self.face(frames.view(count, len(LOOK_FRAMES), 3, SIDE, SIDE), attention.detach()),
+            "attention": attention,
             "path": self.path(joined).float().view(count, NUM_FRAMES, PATH_SIZE),
         }
+
+
+def crops(frames: Tensor, attention: Tensor) -> Tensor:
+    """Return the part of each frame [N, 3, SIDE, SIDE] that attention logits [N, cells] tell, [N, 3, FACE_SIDE²]."""
+    weight = attention.float().softmax(1)
+    across = (torch.arange(ATTENTION_SIDE, device=frames.device) + 0.5) * 2 / ATTENTION_SIDE - 1
+    y, x = (axis.flatten() for axis in torch.meshgrid(across, across, indexing="ij"))
+    cells = torch.stack([x, y], 1)
+    centre = weight @ cells  # [N, 2]
+    deviation = (weight @ cells.square() - centre.square()).clamp(min=0).sqrt().amax(1)
+    half = (FACE_MARGIN * 2 * deviation).clamp(0.15, 1)  # a disc's deviation along an axis is half its radius
+    affine = torch.cat([half[:, None, None] * torch.eye(2, device=frames.device), centre[:, :, None]], 2)
+    grid = nn.functional.affine_grid(affine, [len(frames), 3, FACE_SIDE, FACE_SIDE], align_corners=False)
+    return nn.functional.grid_sample(frames.float(), grid, padding_mode="border", align_corners=False)
 
 
 def places(frames: Tensor) -> Tensor:
