@@ -28,13 +28,14 @@ from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
 from vgen import checkpoints
 from vgen.sampling.euler import euler
+from vgen.sampling.guidance import classifier_free
 from vgen.sampling.schedule import shifted
 from vgen.toyland import prompts, text
 from vgen.toyland.probes import Probes, load
 from vgen.training.base import CONFIG, PADDINGS, Batch, TextToVelocity, batch_maker, flow_matching_loss, optimizers_of
 from vgen.training.export import SHIFT
 from vgen.training.latents import LatentSet, latent_set, latent_statistics
-from vgen.training.loop import Budget, learning_rate_factor
+from vgen.training.loop import Budget, learning_rate_factor, rates_of, set_rates
 
 IMAGES, UNSEEN, TURN_SECONDS = 3072, 256, 10.0
 WARMUP_STEPS = 30
@@ -101,7 +102,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.optimizers = self.trial.optimizers(self.model, self.trial.learning_rate)
-        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.rates = rates_of(self.optimizers)
 
     def turn(self, budget: Budget, seconds: float) -> None:
         """Train for `seconds`, and no longer than the budget."""
@@ -110,9 +111,7 @@ class Run:
         while self.seconds < end:
             start = time.perf_counter()
             factor = learning_rate_factor(self.step, self.seconds / 60 / budget.minutes, budget)
-            for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
+            set_rates(self.optimizers, self.rates, factor)
             loss_of(self.model, self.make(self.step, self.trial.batch_size)).backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             for optimizer in self.optimizers:
@@ -140,15 +139,14 @@ def right(run: Run, vae: AutoencoderKLWan, read: Probes) -> float:
     tokens = text.tokenizer()([one.text for one in wanted], padding=True, return_tensors="pt").input_ids
     unasked = text.tokenizer()([""] * len(wanted), padding=True, return_tensors="pt").input_ids
 
-    def velocity(latents: Tensor, sigma: Tensor) -> Tensor:
-        times = (1000 * sigma).expand(len(latents))
+    def velocity(latents: Tensor, sigma: Tensor, words: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            asked, free = (run.model(latents, times, one, PADDINGS[0]).float() for one in (tokens, unasked))
-        return free + GUIDANCE * (asked - free)
+            found: Tensor = run.model(latents, (1000 * sigma).expand(len(latents)), words, PADDINGS[0])
+        return found.float()
 
     noise = torch.randn(len(wanted), *LATENT, generator=torch.Generator().manual_seed(0))
     sigmas = shifted(torch.linspace(1, 0, STEPS + 1), SHIFT)
-    latents = euler(velocity, noise, sigmas) * run.std + run.mean
+    latents = euler(classifier_free(velocity, tokens, unasked, GUIDANCE), noise, sigmas) * run.std + run.mean
     frames = vae.decode(latents).sample.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1)
     found = zip(read.read(list(frames)), (prompts.truth(one.clip) for one in wanted), strict=True)
     return statistics.mean(one.guesses[name] == told[name] for one, told in found for name in STILL)
@@ -173,18 +171,17 @@ def main() -> None:
     deviation = images.latents.float().std((0, 2, 3, 4), keepdim=True)
     tokenizer = text.tokenizer()
 
-    def batches(trial: Trial, chosen: slice) -> Callable[[int, int], Batch]:
-        std = deviation if trial.unit_channels else root
+    def batches(std: Tensor, chosen: slice) -> Callable[[int, int], Batch]:
         return batch_maker([part(images, chosen)], tokenizer, mean=mean, std=std, seed=0)
 
     budget = Budget(minutes=options.minutes, warmup_steps=WARMUP_STEPS)
     runs = {}
     for name, trial in TRIALS.items():
         torch.manual_seed(0)
-        encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder")
+        encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         model = TextToVelocity(encoder, WanTransformer3DModel(**trial.config)).train()
         std = deviation if trial.unit_channels else root
-        runs[name] = Run(trial, model, mean, std, batches(trial, slice(IMAGES)))
+        runs[name] = Run(trial, model, mean, std, batches(std, slice(IMAGES)))
     while any(run.seconds < 60 * options.minutes for run in runs.values()):
         for run in runs.values():
             run.turn(budget, TURN_SECONDS)
@@ -198,7 +195,7 @@ def main() -> None:
                 "million_parameters": round(sum(p.numel() for p in run.model.transformer.parameters()) / 1e6, 2),
                 "steps": run.step,
                 "images_per_second": round(run.step * run.trial.batch_size / run.seconds, 1),
-                "unseen_loss": round(unseen_loss(run.model, batches(run.trial, slice(IMAGES, None))), 4),
+                "unseen_loss": round(unseen_loss(run.model, batches(run.std, slice(IMAGES, None))), 4),
                 "right": round(right(run, vae, read), 3),
             }
             for name, run in runs.items()

@@ -85,6 +85,18 @@ def learning_rate_factor(step: int, share: float, budget: Budget) -> float:
     return warm * min(1.0, (1 - share) / budget.decay_share)
 
 
+def rates_of(optimizers: list[torch.optim.Optimizer]) -> list[list[float]]:
+    """Return the learning rate of each group of each optimiser."""
+    return [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+
+
+def set_rates(optimizers: list[torch.optim.Optimizer], base: list[list[float]], factor: float) -> None:
+    """Set each group's learning rate to its `base`, as `rates_of` returned it, times a factor."""
+    for optimizer, rates in zip(optimizers, base, strict=True):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+
+
 def train(
     model: nn.Module,
     optimizers: list[torch.optim.Optimizer],
@@ -102,7 +114,7 @@ def train(
     `loss_of(model, step)` makes its own batch from the step's number alone, so that a killed run goes on exactly where
     it was last saved, and returns named scalars, "loss" among them. `on_save` sees the average at each save.
     """
-    base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    base_rates = rates_of(optimizers)
     model, *optimizers = accelerator.prepare(model, *optimizers)
     average = MovingAverage(accelerator.unwrap_model(model), ema_decay)
     progress = Progress()
@@ -119,9 +131,7 @@ def train(
     sums: dict[str, float] = {}
     while (share := progress.share(budget)) < 1:
         factor = learning_rate_factor(progress.step, share, budget)
-        for optimizer, rates in zip(optimizers, base_rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+        set_rates(optimizers, base_rates, factor)
         losses = loss_of(model, progress.step)
         accelerator.backward(losses["loss"])
         norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
