@@ -123,6 +123,10 @@ def base(
     decay: Annotated[
         float, typer.Option(min=0.01, max=1, help="The last share of the budget, over which the learning rate falls.")
     ] = 0.35,
+    time_mean: Annotated[
+        float, typer.Option(help="Noise of an image: the mean of logit(sigma); that of clips is higher.")
+    ] = 0.8,
+    time_spread: Annotated[float, typer.Option(min=0, help="The deviation of logit(sigma).")] = 1.4,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the weights of every save.")] = False,
     seed: Seed = 0,
     save_minutes: SaveMinutes = 5.0,
@@ -150,6 +154,8 @@ def base(
         budget=Budget(minutes=minutes, steps=steps, save_minutes=save_minutes, decay_share=decay),
         batch_size=batch_size,
         learning_rate=learning_rate,
+        time_mean=time_mean,
+        time_spread=time_spread,
         compile_blocks=compile,
         keep=keep,
         seed=seed,

@@ -116,11 +116,19 @@ def known_tokens(rng: random.Random, grid: tuple[int, int, int]) -> Tensor:
 
 
 def batch_maker(
-    sets: list[LatentSet], tokenizer: PreTrainedTokenizerFast, *, mean: Tensor, std: Tensor, seed: int
+    sets: list[LatentSet],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    mean: Tensor,
+    std: Tensor,
+    seed: int,
+    time_mean: float = TIME_MEAN,
+    time_spread: float = TIME_SPREAD,
 ) -> Callable[[int, int], Batch]:
     """Return a function (step, size) → Batch: which clips, captions, times and noise depend on seed and step alone.
 
     `size` counts clips of the first set; a batch of another has about as many tokens. Sets are drawn by their tokens.
+    `time_mean` and `time_spread` are of the normal variable whose sigmoid is sigma, for IMAGE_TOKENS tokens.
     """
     sizes = [one.latents[0, 0].numel() for one in sets]
 
@@ -142,8 +150,8 @@ def batch_maker(
         grid = (latents.shape[2], latents.shape[3] // 2, latents.shape[4] // 2)
         known = torch.stack([known_tokens(rng, grid) if some_known else torch.zeros(grid).bool() for _ in picks])
         num_tokens = math.prod(grid)
-        mean_time = TIME_MEAN + 0.5 * math.log(num_tokens / IMAGE_TOKENS)
-        sigma = torch.sigmoid(mean_time + TIME_SPREAD * torch.randn(size, generator=generator))
+        shift = 0.5 * math.log(num_tokens / IMAGE_TOKENS)
+        sigma = torch.sigmoid(time_mean + shift + time_spread * torch.randn(size, generator=generator))
         noise = torch.randn(latents.shape, generator=generator)
         return Batch(
             latents=latents,
@@ -215,6 +223,8 @@ def train_base(
     start: Path | None = None,
     seed: int = 0,
     learning_rate: float = 2e-3,
+    time_mean: float = TIME_MEAN,
+    time_spread: float = TIME_SPREAD,
     compile_blocks: bool = True,
     keep: bool = False,
 ) -> TextToVelocity:
@@ -223,7 +233,8 @@ def train_base(
     `shapes` are (frames, height, width, count) of the clips to render, encode with the VAE in `vae` and learn from;
     their latents are kept in `folder`. The run begins with the text encoder in `text_encoder`, or with all the weights
     of another run's folder, `start`. The latents' statistics come from the first run's first shape and stay with the
-    run: a VAE serves one normalisation. `keep` keeps the weights of every save in `history`, by their step.
+    run: a VAE serves one normalisation. Times are drawn as `batch_maker` says. `keep` keeps the weights of every save
+    in `history`, by their step.
     """
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(mixed_precision="bf16")
@@ -251,6 +262,8 @@ def train_base(
         mean=torch.tensor(facts["latents_mean"]).view(1, -1, 1, 1, 1),
         std=torch.tensor(facts["latents_std"]).view(1, -1, 1, 1, 1),
         seed=seed * accelerator.num_processes + accelerator.process_index,
+        time_mean=time_mean,
+        time_spread=time_spread,
     )
 
     def loss_of(wrapped: nn.Module, step: int) -> dict[str, Tensor]:
