@@ -1,4 +1,4 @@
-"""Options that several commands have, each worded once; the large ones share two panels."""
+"""Options that several commands have, each worded once; small commands have no panels, the large ones share two."""
 
 from __future__ import annotations
 
@@ -25,6 +25,19 @@ DEVICE = "cpu, cuda, cuda:1 or mps."
 DTYPE = "float32, bfloat16 or float16."
 BEST_DEVICE, BEST_DTYPE = f"{DEVICE} [dim]Default: the best[/dim]", f"{DTYPE} [dim]Default: the fastest[/dim]"
 FORCE, FORM = "Replace files that exist.", "For people or for programs."
+
+# Of commands without panels.
+Model = Annotated[str, typer.Option(help=MODEL, metavar="NAME|FOLDER|ID")]
+Steps = Annotated[int | None, typer.Option(help=STEPS)]
+GuidanceScale = Annotated[float | None, typer.Option(help=GUIDANCE_SCALE)]
+Sampler = Annotated[str | None, typer.Option(help=SAMPLER, metavar="NAME")]
+Width = Annotated[int | None, typer.Option(help="In pixels.")]
+Height = Annotated[int | None, typer.Option(help="In pixels.")]
+Frames = Annotated[int | None, typer.Option(help=FRAMES)]
+Device = Annotated[str | None, typer.Option(help=BEST_DEVICE)]
+Dtype = Annotated[str | None, typer.Option(help=BEST_DTYPE)]
+Force = Annotated[bool, typer.Option("--force", help=FORCE)]
+Form = Annotated[Format, typer.Option("--format", help=FORM)]
 
 # In the panels that generate, edit and invert share.
 MACHINE, OUTPUT = "Machine", "Output"
