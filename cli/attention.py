@@ -13,7 +13,7 @@ import typer
 from vgen import attention, options, outputs
 from vgen.attention import kernels
 from vgen.checkpoints import resolve
-from vgen.cli import progress
+from vgen.cli import flags, progress
 from vgen.cli.progress import say
 from vgen.cli.results import Format
 from vgen.errors import UsageError
@@ -33,16 +33,11 @@ vgen attention search --model toyland --frames 65 --threshold 0.05 -o plan.json
 vgen generate "a red ball bounces" --frames 65 --attention tile:plan=plan.json
 """
 
-ModelOption = Annotated[
-    str, typer.Option(help="A name that vgen knows, a folder in diffusers layout, or a hub id.", metavar="NAME")
-]
-Whole = Annotated[int | None, typer.Option(help="As in vgen generate.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
-DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+Seed = Annotated[int | None, typer.Option(help="The first prompt's; the next has the next. [dim]Default: 0[/dim]")]
 
 
 @app.command(name="list", epilog=EPILOG)
-def list_(form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text) -> None:
+def list_(form: flags.Form = Format.text) -> None:
     """List methods with their options and defaults, and kernels with where they run."""
     methods = {name: options.defaults(kind) for name, kind in attention.PATTERNS.items()}
     if form is Format.json:
@@ -70,7 +65,7 @@ def list_(form: Annotated[Format, typer.Option("--format", help="For people or f
 @app.command()
 def show(
     prompt: Annotated[str, typer.Argument(help="What the video shows, in quotes.")],
-    model: ModelOption = "toyland",
+    model: flags.Model = "toyland",
     layers: Annotated[str | None, typer.Option(help="From 0: 0,3,7. Default: first, middle, last.")] = None,
     heads: Annotated[str | None, typer.Option(help="From 0: 0,1. Default: the first four.")] = None,
     at_steps: Annotated[str | None, typer.Option(help="From 0. Default: the middle one.", metavar="STEPS")] = None,
@@ -78,16 +73,16 @@ def show(
         list[str] | None,
         typer.Option("--attention", help="A method with its options; repeat it. Default: all.", metavar="NAME"),
     ] = None,
-    seed: Whole = None,
-    steps: Whole = None,
-    frames: Whole = None,
-    width: Whole = None,
-    height: Whole = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    seed: Seed = None,
+    steps: flags.Steps = None,
+    frames: flags.Frames = None,
+    width: flags.Width = None,
+    height: flags.Height = None,
+    device: flags.Device = None,
+    dtype: flags.Dtype = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the PNGs.")] = Path("outputs/attention"),
-    force: Annotated[bool, typer.Option("--force", help="Replace a folder that exists.")] = False,
-    form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text,
+    force: flags.Force = False,
+    form: flags.Form = Format.text,
 ) -> None:
     """Draw where attention lies in a run, and what each method would keep of it."""
     from vgen.pipelines import attention_maps
@@ -120,22 +115,22 @@ def show(
 
 @app.command()
 def search(
-    model: ModelOption = "toyland",
+    model: flags.Model = "toyland",
     threshold: Annotated[
         float, typer.Option(help="Most error of a layer, as a share of the power of what it puts out.")
     ] = 0.05,
     prompt: Annotated[list[str] | None, typer.Option(help="What to search on; repeat it.")] = None,
-    seed: Whole = None,
-    steps: Whole = None,
-    frames: Whole = None,
-    width: Whole = None,
-    height: Whole = None,
+    seed: Seed = None,
+    steps: flags.Steps = None,
+    frames: flags.Frames = None,
+    width: flags.Width = None,
+    height: flags.Height = None,
     block: Annotated[int, typer.Option(help="Tokens in a block.")] = 64,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    device: flags.Device = None,
+    dtype: flags.Dtype = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The plan to write.")] = Path("outputs/tile.json"),
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
-    form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text,
+    force: flags.Force = False,
+    form: flags.Form = Format.text,
 ) -> None:
     """Search for each layer how few frames it needs to see, for tile:plan=FILE."""
     from vgen.pipelines import tile_search

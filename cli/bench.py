@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vgen import quantization, runtime
+from vgen.cli import flags
 from vgen.cli.progress import say
 from vgen.cli.results import Format
 from vgen.errors import UsageError
@@ -49,9 +50,9 @@ def attention(
         typer.Option(help=f"Instead: one block of a model at 480p and 81 frames: {', '.join(MODELS)}."),
     ] = None,
     pattern: Annotated[str | None, typer.Option("--attention", help="For --random-weights.", metavar="NAME")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "auto",
-    form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text,
+    device: Annotated[str, typer.Option(help=flags.DEVICE)] = "auto",
+    dtype: Annotated[str, typer.Option(help=flags.DTYPE)] = "auto",
+    form: flags.Form = Format.text,
 ) -> None:
     """Time dense attention and a sparse kernel in turn, and tell how near it is to the ideal."""
     chosen = runtime.choose(device, dtype)
@@ -99,7 +100,7 @@ def quantize(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the blocks of --model, in bfloat16, too.")
     ] = False,
-    form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text,
+    form: flags.Form = Format.text,
 ) -> None:
     """Time linear layers of Wan 2.1 1.3B's shapes, and a whole run, in bfloat16 and in schemes, in turns."""
     found = bench_quantize(

@@ -10,7 +10,7 @@ import typer
 
 from vgen import outputs
 from vgen.checkpoints import resolve
-from vgen.cli import progress
+from vgen.cli import flags, progress
 from vgen.cli.progress import say
 from vgen.cli.results import Format
 from vgen.errors import UsageError, VgenError
@@ -39,23 +39,21 @@ def compare(
     cache: Annotated[str | None, typer.Option(help="The cache to judge.", metavar="NAME")] = None,
     against: Annotated[str, typer.Option(help="The attention to compare with.", metavar="NAME")] = "dense",
     negative: Annotated[str | None, typer.Option(help="What it does not show.")] = None,
-    model: Annotated[
-        str, typer.Option(help="A name that vgen knows, a folder in diffusers layout, or a hub id.")
-    ] = "toyland",
+    model: flags.Model = "toyland",
     seed: Annotated[int, typer.Option(help="Of both videos.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="As in vgen generate.", metavar="NAME")] = None,
-    width: Annotated[int | None, typer.Option(help="In pixels.")] = None,
-    height: Annotated[int | None, typer.Option(help="In pixels.")] = None,
-    frames: Annotated[int | None, typer.Option(help="How many frames.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    steps: flags.Steps = None,
+    guidance_scale: flags.GuidanceScale = None,
+    sampler: flags.Sampler = None,
+    width: flags.Width = None,
+    height: flags.Height = None,
+    frames: flags.Frames = None,
+    device: flags.Device = None,
+    dtype: flags.Dtype = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the video and the report.")] = Path(
         "outputs/compare"
     ),
-    force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
-    form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text,
+    force: flags.Force = False,
+    form: flags.Form = Format.text,
 ) -> None:
     """Make one video twice from one seed, and print speed, likeness and what was left out."""
     given: dict[str, Any] = {

@@ -10,7 +10,7 @@ import typer
 
 from vgen import checkpoints, outputs
 from vgen.batch import PlannedLine
-from vgen.cli import edits, progress, results
+from vgen.cli import edits, flags, progress, results
 from vgen.cli.results import Format
 from vgen.pipelines import run
 from vgen.request import plan
@@ -35,13 +35,13 @@ def decode(
         Path | None,
         typer.Option("--output", "-o", help="As for vgen generate. [dim]Default: the name the run was to have[/dim]"),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help=f"{flags.DEVICE} [dim]Default: the run's[/dim]")] = None,
+    dtype: Annotated[str | None, typer.Option(help=f"{flags.DTYPE} [dim]Default: the run's[/dim]")] = None,
     performance: Annotated[
         str | None, typer.Option(help="memory: decode in tiles. [dim]Default: where memory does not suffice[/dim]")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a video that exists.")] = False,
-    form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text,
+    force: flags.Force = False,
+    form: flags.Form = Format.text,
 ) -> None:
     """Finish a run whose decoding failed; its latents stay."""
     from vgen.pipelines import edit

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
 
 import typer
 
 from vgen import doctor as checkup
+from vgen.cli import flags
 from vgen.cli.results import Format
 
 app = typer.Typer(add_completion=False)
@@ -25,9 +25,7 @@ vgen doctor --format json | jq '.findings[] | select(.level == "problem")'
 
 
 @app.command(epilog=EPILOG)
-def doctor(
-    form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text,
-) -> None:
+def doctor(form: flags.Form = Format.text) -> None:
     """Tell what this machine has for making videos, and how to mend what is in the way."""
     findings = checkup.examine()
     works = checkup.works(findings)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vgen import manifest, outputs
-from vgen.cli import edits, progress
+from vgen.cli import edits, flags, progress
 from vgen.cli.progress import say
 from vgen.cli.results import Format
 from vgen.editing.request import plan as planned
@@ -32,15 +32,12 @@ vgen edit clip.mp4 --noise noise.safetensors --target "..." -o one.mp4
 vgen edit --from out.mp4 --guidance-scale 5 [dim]the same with one thing changed[/dim]
 """
 
-WHAT, HOW, OUTPUT = edits.WHAT, edits.HOW, edits.OUTPUT
+WHAT, HOW = edits.WHAT, edits.HOW
 
 
 @app.command(epilog=EPILOG)
 def edit(
-    clip: Annotated[
-        Path | None,
-        typer.Argument(help="A video (mp4, mov, webm, mkv, gif) or a folder of pictures.", show_default=False),
-    ] = None,
+    clip: Annotated[Path | None, typer.Argument(help=edits.CLIP, show_default=False)] = None,
     target: Annotated[
         str | None, typer.Option(help="What the edited clip shows.", rich_help_panel=WHAT, show_default=False)
     ] = None,
@@ -89,12 +86,7 @@ def edit(
     guidance_scale: Annotated[
         float | None, typer.Option(help="How strictly to follow the target.", rich_help_panel=HOW)
     ] = None,
-    guidance_scale_2: Annotated[
-        float | None,
-        typer.Option(
-            help="The same for the second of two transformers (Wan 2.2), where it differs.", rich_help_panel=HOW
-        ),
-    ] = None,
+    guidance_scale_2: Annotated[float | None, typer.Option(help=flags.GUIDANCE_SCALE_2, rich_help_panel=HOW)] = None,
     true_cfg_scale: Annotated[
         float | None,
         typer.Option(
@@ -114,42 +106,22 @@ def edit(
     frames: edits.Frames = None,
     overlap: edits.Overlap = None,
     fps: edits.Fps = None,
-    performance: edits.Performance = None,
-    offload: edits.Offload = None,
+    performance: flags.Performance = None,
+    offload: flags.Offload = None,
     compiled: edits.Compiled = None,
-    device: edits.Device = None,
-    dtype: edits.Dtype = None,
-    gpus: Annotated[
-        int | None, typer.Option(help="Share the video among so many GPUs.", rich_help_panel=edits.MACHINE)
-    ] = None,
-    context_parallel: Annotated[
-        str | None,
-        typer.Option(
-            help="How GPUs share a video: ulysses, ring or unified. [dim]Default: ulysses[/dim]",
-            rich_help_panel=edits.MACHINE,
-            metavar="NAME",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="A file ending in .mp4, .webm, .gif or .png (a folder of frames), or a folder. "
-            "[dim]Default: outputs/[/dim]",
-            rich_help_panel=OUTPUT,
-            show_default=False,
-        ),
-    ] = None,
+    device: flags.PanelDevice = None,
+    dtype: flags.PanelDtype = None,
+    gpus: flags.Gpus = None,
+    context_parallel: flags.ContextParallel = None,
+    output: flags.Output = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="A video of the clip and its edit side by side.", rich_help_panel=OUTPUT)
+        bool,
+        typer.Option("--compare", help="A video of the clip and its edit side by side.", rich_help_panel=flags.OUTPUT),
     ] = False,
-    force: edits.Force = False,
-    keep_latents: Annotated[
-        bool, typer.Option("--keep-latents", help="Keep them for vgen decode.", rich_help_panel=OUTPUT)
-    ] = False,
-    dry_run: edits.DryRun = False,
-    form: edits.Form = Format.text,
+    force: flags.PanelForce = False,
+    keep_latents: flags.KeepLatents = False,
+    dry_run: flags.DryRun = False,
+    form: flags.PanelForm = Format.text,
 ) -> None:
     """Change a clip as a prompt says, and leave the rest of it as it is."""
     given: dict[str, Any] = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from vgen import batch, manifest, naming, outputs
-from vgen.cli import results
+from vgen.cli import flags, results
 from vgen.cli.progress import say
 from vgen.cli.results import Format
 from vgen.editing.request import EditPlan, EditRequest
@@ -20,8 +20,8 @@ from vgen.manifest import Manifest
 if TYPE_CHECKING:
     from vgen.pipelines.run import Report
 
+CLIP = "A video (mp4, mov, webm, mkv, gif) or a folder of pictures."
 WHAT, HOW, FIT = "What to change", "How to change it", "What the model sees of the clip"
-MACHINE, OUTPUT = "Machine", "Output"
 
 Source: TypeAlias = Annotated[
     str | None,
@@ -31,11 +31,7 @@ Source: TypeAlias = Annotated[
 ]
 Model: TypeAlias = Annotated[
     str | None,
-    typer.Option(
-        help="A name that vgen knows, a folder in diffusers layout, or a hub id. [dim]Default: toyland[/dim]",
-        rich_help_panel=HOW,
-        metavar="NAME|FOLDER|ID",
-    ),
+    typer.Option(help=f"{flags.MODEL} [dim]Default: toyland[/dim]", rich_help_panel=HOW, metavar="NAME|FOLDER|ID"),
 ]
 Steps: TypeAlias = Annotated[
     int | None, typer.Option(help="Steps of the whole way; the same there and back.", rich_help_panel=HOW)
@@ -83,12 +79,7 @@ Fps: TypeAlias = Annotated[
     ),
 ]
 Lora: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="A LoRA in safetensors and its strength; repeat it for several.",
-        rich_help_panel=HOW,
-        metavar="LORA[:SCALE]",
-    ),
+    list[str] | None, typer.Option(help=flags.LORA, rich_help_panel=HOW, metavar="LORA[:SCALE]")
 ]
 Attention: TypeAlias = Annotated[
     str | None,
@@ -99,45 +90,14 @@ Attention: TypeAlias = Annotated[
         metavar="NAME",
     ),
 ]
-Performance: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        help="auto, speed or memory: what is offloaded, tiled and compiled. [dim]Default: auto[/dim]",
-        rich_help_panel=MACHINE,
-        metavar="WHAT",
-    ),
-]
-Offload: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        help="What is on the GPU at a time. [dim]Default: auto[/dim]",
-        rich_help_panel=MACHINE,
-        metavar="none|model|group|auto",
-    ),
-]
 Compiled: TypeAlias = Annotated[
     bool | None,
     typer.Option(
         "--compile/--no-compile",
-        help="Compile the transformer's blocks; not with --inject.",
-        rich_help_panel=MACHINE,
+        help=f"{flags.COMPILE} Not with --inject.",
+        rich_help_panel=flags.MACHINE,
         show_default=False,
     ),
-]
-Device: TypeAlias = Annotated[
-    str | None,
-    typer.Option(help="cpu, cuda, cuda:1 or mps. [dim]Default: the best[/dim]", rich_help_panel=MACHINE),
-]
-Dtype: TypeAlias = Annotated[
-    str | None,
-    typer.Option(help="float32, bfloat16 or float16. [dim]Default: the fastest[/dim]", rich_help_panel=MACHINE),
-]
-Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Replace files that exist.", rich_help_panel=OUTPUT)]
-DryRun: TypeAlias = Annotated[
-    bool, typer.Option("--dry-run", help="Print the plan and make nothing.", rich_help_panel=OUTPUT)
-]
-Form: TypeAlias = Annotated[
-    Format, typer.Option("--format", help="For people or for programs.", rich_help_panel=OUTPUT)
 ]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vgen import outputs
-from vgen.cli import progress
+from vgen.cli import flags, progress
 from vgen.cli.results import Format
 from vgen.errors import UsageError, did_you_mean
 from vgen.pipelines.evaluate import REPORT, TASKS, evaluate, trials
@@ -44,16 +44,14 @@ WIDTH = 9  # of a column
 @app.command(name="eval", epilog=EPILOG)
 def eval_(
     task: Annotated[str, typer.Argument(metavar="TASK", help=f"{' or '.join(TASKS)}.")] = "generate",
-    model: Annotated[
-        str, typer.Option(help="A name that vgen knows, a folder in diffusers layout, or a hub id.")
-    ] = "toyland",
+    model: flags.Model = "toyland",
     prompts: Annotated[int, typer.Option("--prompts", "-n", help="How many held-out prompts, from 2 to 260.")] = 26,
     seed: Annotated[int, typer.Option(min=0, help="The first prompt's; the next has the next.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="euler, heun or dpm++.", metavar="NAME")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    steps: flags.Steps = None,
+    guidance_scale: flags.GuidanceScale = None,
+    sampler: flags.Sampler = None,
+    device: flags.Device = None,
+    dtype: flags.Dtype = None,
     only: Annotated[
         list[str] | None, typer.Option(metavar="PART", help="This part of the task alone. Repeatable.")
     ] = None,
@@ -65,7 +63,7 @@ def eval_(
             help="A folder for videos, report and sheet. [dim]Default: outputs/eval\\[-TASK][/dim]",
         ),
     ] = None,
-    form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text,
+    form: flags.Form = Format.text,
 ) -> None:
     """Make the videos of Toyland's held-out prompts, read them with probes, and print the score."""
     if task not in TASKS:

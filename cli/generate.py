@@ -9,7 +9,7 @@ import typer
 
 from vgen import batch, manifest, outputs
 from vgen.batch import PromptLine
-from vgen.cli import progress, results
+from vgen.cli import flags, progress, results
 from vgen.cli.progress import say
 from vgen.cli.results import Format
 from vgen.errors import UsageError
@@ -44,7 +44,6 @@ vgen generate --from clip.mp4 --steps 50 --dry-run [dim]the plan, with one thing
 """
 
 WHAT, GIVEN, HOW, SIZE = "What to show", "What is given of it", "How to make it", "Size and length"
-MACHINE, OUTPUT = "Machine", "Output"
 
 
 @app.command(epilog=EPILOG)
@@ -123,20 +122,10 @@ def generate(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            help="A name that vgen knows, a folder in diffusers layout, or a hub id. [dim]Default: toyland[/dim]",
-            rich_help_panel=HOW,
-            metavar="NAME|FOLDER|ID",
-        ),
+        typer.Option(help=f"{flags.MODEL} [dim]Default: toyland[/dim]", rich_help_panel=HOW, metavar="NAME|FOLDER|ID"),
     ] = None,
     lora: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A LoRA in safetensors (a file, a folder or a hub id, OWNER/NAME/FILE) and its strength, 1 if not "
-            "given; repeat it for their sum. high=..., low=... or both=... says which of two transformers.",
-            rich_help_panel=HOW,
-            metavar="LORA[:SCALE]",
-        ),
+        list[str] | None, typer.Option(help=flags.LORA, rich_help_panel=HOW, metavar="LORA[:SCALE]")
     ] = None,
     seed: Annotated[
         list[int] | None,
@@ -145,19 +134,9 @@ def generate(
             rich_help_panel=HOW,
         ),
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Denoising steps: more is slower and finer.", rich_help_panel=HOW)
-    ] = None,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option(help="How strictly to follow the prompt; 1 is no guidance, half the work.", rich_help_panel=HOW),
-    ] = None,
-    guidance_scale_2: Annotated[
-        float | None,
-        typer.Option(
-            help="The same for the second of two transformers (Wan 2.2), where it differs.", rich_help_panel=HOW
-        ),
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help=flags.STEPS, rich_help_panel=HOW)] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help=flags.GUIDANCE_SCALE, rich_help_panel=HOW)] = None,
+    guidance_scale_2: Annotated[float | None, typer.Option(help=flags.GUIDANCE_SCALE_2, rich_help_panel=HOW)] = None,
     true_cfg_scale: Annotated[
         float | None,
         typer.Option(
@@ -165,14 +144,7 @@ def generate(
             rich_help_panel=HOW,
         ),
     ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(
-            help="euler, heun, dpm++, rf-solver, fireflow, lcm or native; options as in name:key=value.",
-            rich_help_panel=HOW,
-            metavar="NAME",
-        ),
-    ] = None,
+    sampler: Annotated[str | None, typer.Option(help=flags.SAMPLER, rich_help_panel=HOW, metavar="NAME")] = None,
     attention: Annotated[
         str | None,
         typer.Option(
@@ -184,9 +156,7 @@ def generate(
     ] = None,
     width: Annotated[int | None, typer.Option(help="In pixels.", rich_help_panel=SIZE)] = None,
     height: Annotated[int | None, typer.Option(help="In pixels.", rich_help_panel=SIZE)] = None,
-    frames: Annotated[
-        int | None, typer.Option(help="How many frames, such as 17 or 33.", rich_help_panel=SIZE)
-    ] = None,
+    frames: Annotated[int | None, typer.Option(help=flags.FRAMES, rich_help_panel=SIZE)] = None,
     seconds: Annotated[
         float | None,
         typer.Option(help="Instead of --frames: rounded to a legal number of frames.", rich_help_panel=SIZE),
@@ -201,84 +171,27 @@ def generate(
             metavar="NAME",
         ),
     ] = None,
-    performance: Annotated[
-        str | None,
-        typer.Option(
-            help="auto, speed or memory: what is offloaded, tiled and compiled, by what the model needs and what is "
-            "free; --dry-run tells. [dim]Default: auto[/dim]",
-            rich_help_panel=MACHINE,
-            metavar="WHAT",
-        ),
-    ] = None,
-    offload: Annotated[
-        str | None,
-        typer.Option(
-            help="What is on the GPU at a time: everything (none), one model, or one block of it (group). "
-            "[dim]Default: auto[/dim]",
-            rich_help_panel=MACHINE,
-            metavar="none|model|group|auto",
-        ),
-    ] = None,
+    performance: flags.Performance = None,
+    offload: flags.Offload = None,
     compiled: Annotated[
         bool | None,
-        typer.Option(
-            "--compile/--no-compile",
-            help="Compile the transformer's blocks: the first step waits, the others are faster.",
-            rich_help_panel=MACHINE,
-            show_default=False,
-        ),
+        typer.Option("--compile/--no-compile", help=flags.COMPILE, rich_help_panel=flags.MACHINE, show_default=False),
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1 or mps. [dim]Default: the best[/dim]", rich_help_panel=MACHINE),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="float32, bfloat16 or float16. [dim]Default: the fastest[/dim]", rich_help_panel=MACHINE),
-    ] = None,
-    gpus: Annotated[
-        int | None,
-        typer.Option(
-            help="Share each video among so many GPUs; with --device cpu among processes, to try it out.",
-            rich_help_panel=MACHINE,
-        ),
-    ] = None,
-    context_parallel: Annotated[
-        str | None,
-        typer.Option(
-            help="How GPUs share a video: ulysses, ring, or both as unified:ulysses_degree=2. "
-            "[dim]Default: ulysses[/dim]",
-            rich_help_panel=MACHINE,
-            metavar="NAME",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="A file ending in .mp4, .webm, .gif or .png (a folder of frames), or a folder for default names. "
-            "[dim]Default: outputs/[/dim]",
-            rich_help_panel=OUTPUT,
-            show_default=False,
-        ),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.", rich_help_panel=OUTPUT)] = False,
+    device: flags.PanelDevice = None,
+    dtype: flags.PanelDtype = None,
+    gpus: flags.Gpus = None,
+    context_parallel: flags.ContextParallel = None,
+    output: flags.Output = None,
+    force: flags.PanelForce = False,
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="With --prompts: leave out videos that exist, and go on.", rich_help_panel=OUTPUT
+            "--resume", help="With --prompts: leave out videos that exist, and go on.", rich_help_panel=flags.OUTPUT
         ),
     ] = False,
-    keep_latents: Annotated[
-        bool, typer.Option("--keep-latents", help="Keep them for vgen decode.", rich_help_panel=OUTPUT)
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and make nothing.", rich_help_panel=OUTPUT)
-    ] = False,
-    form: Annotated[
-        Format, typer.Option("--format", help="For people or for programs.", rich_help_panel=OUTPUT)
-    ] = Format.text,
+    keep_latents: flags.KeepLatents = False,
+    dry_run: flags.DryRun = False,
+    form: flags.PanelForm = Format.text,
 ) -> None:
     """Make a video from a prompt."""
     given: dict[str, Any] = {

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vgen import checkpoints, manifest
-from vgen.cli import results
+from vgen.cli import flags, results
 from vgen.cli.results import Format
 
 app = typer.Typer(add_completion=False)
@@ -34,7 +34,7 @@ def info(
             show_default=False,
         ),
     ],
-    form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text,
+    form: flags.Form = Format.text,
 ) -> None:
     """Tell how a video was made, or what a checkpoint is and takes."""
     path = Path(what)

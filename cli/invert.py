@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vgen import outputs
-from vgen.cli import edits, progress
+from vgen.cli import edits, flags, progress
 from vgen.cli.progress import say
 from vgen.cli.results import Format
 from vgen.editing.request import EditRequest
@@ -29,10 +29,7 @@ SUFFIX = ".safetensors"
 
 @app.command(epilog=EPILOG)
 def invert(
-    clip: Annotated[
-        Path,
-        typer.Argument(help="A video (mp4, mov, webm, mkv, gif) or a folder of pictures.", show_default=False),
-    ],
+    clip: Annotated[Path, typer.Argument(help=edits.CLIP, show_default=False)],
     source: edits.Source = None,
     model: edits.Model = None,
     lora: edits.Lora = None,
@@ -62,24 +59,24 @@ def invert(
     frames: edits.Frames = None,
     overlap: edits.Overlap = None,
     fps: edits.Fps = None,
-    performance: edits.Performance = None,
-    offload: edits.Offload = None,
+    performance: flags.Performance = None,
+    offload: flags.Offload = None,
     compiled: edits.Compiled = None,
-    device: edits.Device = None,
-    dtype: edits.Dtype = None,
+    device: flags.PanelDevice = None,
+    dtype: flags.PanelDtype = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
             help="A .safetensors file. [dim]Default: CLIP.noise.safetensors[/dim]",
-            rich_help_panel=edits.OUTPUT,
+            rich_help_panel=flags.OUTPUT,
             show_default=False,
         ),
     ] = None,
-    force: edits.Force = False,
-    dry_run: edits.DryRun = False,
-    form: edits.Form = Format.text,
+    force: flags.PanelForce = False,
+    dry_run: flags.DryRun = False,
+    form: flags.PanelForm = Format.text,
 ) -> None:
     """Follow a clip to the noise that it comes from, measure the way back, and keep the noise for vgen edit."""
     given: dict[str, Any] = {

@@ -10,7 +10,7 @@ import typer
 
 from vgen import backbones, checkpoints, hub
 from vgen.checkpoints import Checkpoint
-from vgen.cli import progress, results
+from vgen.cli import flags, progress, results
 from vgen.cli.progress import say
 from vgen.cli.results import Format
 from vgen.errors import CheckpointError
@@ -35,7 +35,6 @@ vgen generate "a cat walks on the grass" --model wan2.1-1.3b
 """
 
 Model = Annotated[str, typer.Argument(help="A name of the list, a hub id, or a folder.", show_default=False)]
-Form = Annotated[Format, typer.Option("--format", help="For people or for programs.")]
 
 
 @app.callback(epilog=EPILOG)
@@ -44,7 +43,7 @@ def _models() -> None:
 
 
 @app.command("list")
-def list_(form: Form = Format.text) -> None:
+def list_(form: flags.Form = Format.text) -> None:
     """List the checkpoints that have a name."""
     found = [checkpoints.resolve(name) for name in checkpoints.names()]
     if form is Format.json:
@@ -58,7 +57,7 @@ def list_(form: Form = Format.text) -> None:
 
 
 @app.command()
-def show(model: Model, form: Form = Format.text) -> None:
+def show(model: Model, form: flags.Form = Format.text) -> None:
     """Tell what a checkpoint is, takes, can do and needs, and what pulling it would download."""
     checkpoint = checkpoints.resolve(model)
     facts = {**results.facts(checkpoint), "state": _state(checkpoint)}

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vgen import checkpoints, outputs, quantization
-from vgen.cli import progress
+from vgen.cli import flags, progress
 from vgen.cli.results import Format
 from vgen.errors import CheckpointError
 from vgen.hub import readable
@@ -41,7 +41,7 @@ vgen generate "a red ball bounces on the grass" --model toyland-w8a8
 
 @app.command(epilog=EPILOG)
 def quantize(
-    model: Annotated[str, typer.Argument(help="A name that vgen knows, a folder in diffusers layout, or a hub id.")],
+    model: Annotated[str, typer.Argument(help=flags.MODEL)],
     scheme: Annotated[
         str,
         typer.Option(
@@ -86,8 +86,8 @@ def quantize(
         Path | None, typer.Option(help="A first frame to calibrate with, for models that need one.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The first video's; the next has the next.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of what is not quantized: float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help=flags.DEVICE)] = "auto",
+    dtype: Annotated[str, typer.Option(help=f"Of what is not quantized: {flags.DTYPE}")] = "auto",
     stream: Annotated[
         bool | None,
         typer.Option(
@@ -103,7 +103,7 @@ def quantize(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, its sizes and its time, and do nothing.")
     ] = False,
-    form: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.text,
+    form: flags.Form = Format.text,
 ) -> None:
     """Quantize a model's weights and activations, write it as a folder that --model takes, and report what it cost."""
     asked = QuantizeRequest(
