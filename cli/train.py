@@ -175,6 +175,9 @@ def probes(
     passed_clips: Annotated[
         int, typer.Option(min=2, help="Clips to pass through the VAE once, and keep: half a second each.")
     ] = 1024,
+    passed_heads: Annotated[
+        int, typer.Option(min=0, help="Clips of toy heads to pass through it as well: a quarter of each step.")
+    ] = 0,
     batch_size: Annotated[int, typer.Option(min=2, help="Clips in a step, half of them fresh renders.")] = 32,
     learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of the kernels' Muon.")] = 1.5e-2,
     seed: Seed = 0,
@@ -201,6 +204,7 @@ def probes(
         start=start,
         budget=Budget(minutes=minutes, steps=steps, save_minutes=save_minutes, warmup_steps=50),
         passed_clips=passed_clips,
+        passed_heads=passed_heads,
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,

@@ -97,7 +97,14 @@ def test_looks_are_alike_for_the_same_identity_alone() -> None:
 
 def test_a_small_run_goes_on_and_its_probes_load(tmp_path: Path) -> None:
     untrained_vae().save_pretrained(tmp_path / "vae")
-    small = {"vae": tmp_path / "vae", "passed_clips": 3, "validation_clips": 2, "pool_clips": 4, "batch_size": 4}
+    small = {
+        "vae": tmp_path / "vae",
+        "passed_clips": 3,
+        "passed_heads": 2,
+        "validation_clips": 2,
+        "pool_clips": 4,
+        "batch_size": 4,
+    }
     training.train_probes(tmp_path / "run", budget=Budget(steps=1, log_steps=1), **small)  # type: ignore[arg-type]
     training.train_probes(tmp_path / "run", budget=Budget(steps=2, log_steps=1), **small)  # type: ignore[arg-type]
     steps = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

@@ -20,6 +20,7 @@ from vgen.training.passed import (
     TRAINING_SEED,
     VALIDATION_SEED,
     Examples,
+    head_pairs,
     joined,
     passed_set,
     probe_clips,
@@ -253,6 +254,7 @@ def train_probes(
     budget: Budget,
     start: Path | None = None,
     passed_clips: int = 512,
+    passed_heads: int = 0,
     batch_size: int = 32,
     learning_rate: float = 1.5e-2,
     seed: int = 0,
@@ -261,14 +263,17 @@ def train_probes(
 ) -> ProbeNetwork:
     """Train in `folder` and return the averaged network; `folder`/probes holds it for `probes.load`.
 
-    Half of each batch are sharp renders, the other half come from `passed_clips` that went through the VAE in `vae`;
-    those are kept in `folder`. The run begins with the probes in `start`, where given. Accuracy on clips of another
-    seed is in the log.
+    Half of each batch are sharp renders, the other half come from `passed_clips` that went through the VAE in `vae`,
+    and half of these from `passed_heads` where there are such: toy heads alone, as faces differ in more than all else
+    does. What went through the VAE is kept in `folder`. The run begins with the probes in `start`, where given.
+    Accuracy on clips of another seed is in the log.
     """
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(mixed_precision="bf16")
     with accelerator.main_process_first():  # the others find what it has made
         passed = passed_set(folder, vae, list(islice(probe_clips(TRAINING_SEED), passed_clips)), name="training")
+        clips = list(islice(head_pairs(TRAINING_SEED), passed_heads))
+        heads = passed_set(folder, vae, clips, name="heads") if clips else None
         clips = list(islice(probe_clips(VALIDATION_SEED), validation_clips))
         unseen = passed_set(folder, vae, clips, name="validation")
     torch.manual_seed(seed)
@@ -282,8 +287,12 @@ def train_probes(
         rng = random.Random(f"{own_seed}/{step}")
         pool, half = renders.at(step), batch_size // 2
         sharp = batch_of(pool[rng.sample(range(len(pool)), half)], rng, SOFTENED_SHARE)
-        blurred = batch_of(passed[rng.sample(range(len(passed)), batch_size - half)], rng)
-        both = Batch(**{name: torch.cat([value, getattr(blurred, name)]) for name, value in vars(sharp).items()})
+        near = half // 2 if heads else 0
+        blurred = passed[rng.sample(range(len(passed)), batch_size - half - near)]
+        if heads:
+            blurred = joined([blurred, heads[rng.sample(range(len(heads)), near)]])
+        parts = (sharp, batch_of(blurred, rng))
+        both = Batch(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(sharp)})
         batch = spoil(both, rng).to(accelerator.device)
         with accelerator.autocast():
             outputs = wrapped(batch.video)
