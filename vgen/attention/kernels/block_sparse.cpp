@@ -38,6 +38,15 @@ inline float exp_of(float x) {
   return y * std::bit_cast<float>((exponent + 127) << 23);
 }
 
+inline void put(float& place, float x) { place = x; }
+
+// Round a finite number to the nearest bfloat16, ties to even; at::BFloat16's own rounding also asks for NaN, and no
+// compiler vectorises that.
+inline void put(at::BFloat16& place, float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  place.x = static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
 template <typename T>
 void attend(const T* q, const T* kt, const T* v, const int32_t* starts, const int32_t* keys, const int32_t* sizes,
             T* out, int64_t heads, int64_t queries, int64_t blocks, int64_t b, int64_t d, float scale) {
@@ -70,14 +79,15 @@ void attend(const T* q, const T* kt, const T* v, const int32_t* starts, const in
           const float now = std::max(top[i], highest * scale);
           const float factor = exp_of(top[i] - now);
           float total = 0.0f;
+          T* w;
+          if constexpr (is_vnni)
+            w = weights.data() + i * width;
+          else
+            w = s;
           for (int64_t c = 0; c < columns; ++c) {
             const float e = exp_of(s[c] * scale - now);
-            s[c] = e;
+            put(w[c], e);
             total += e;
-          }
-          if constexpr (is_vnni) {
-            T* w = weights.data() + i * width;
-            for (int64_t c = 0; c < columns; ++c) w[c] = static_cast<T>(s[c]);
           }
           sum[i] = sum[i] * factor + total;
           top[i] = now;
