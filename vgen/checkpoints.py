@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import vgen
 from vgen import hub, integrity, loras
-from vgen.errors import CheckpointError, UsageError, VgenError, did_you_mean
+from vgen.errors import CheckpointError, UsageError, VgenError, did_you_mean, first_line
 from vgen.integrity import PICKLES, CheckpointFile, describe_files
 from vgen.loras import Lora
 
@@ -572,7 +572,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             tip="give the folder that holds model_index.json and one folder per component.",
         ) from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"Cannot read {path}: {_first_line(error)}") from error
+        raise CheckpointError(f"Cannot read {path}: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"Cannot read {path}: a JSON object is expected.")
     return content
@@ -625,10 +625,6 @@ def _repair(checkpoint: Checkpoint) -> str:
     return "copy or download the folder again."
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
 @functools.cache
 def _catalogue() -> dict[str, Any]:
     import yaml
@@ -638,7 +634,7 @@ def _catalogue() -> dict[str, Any]:
         text = resource.read_text(encoding="utf-8")
         catalogue = yaml.safe_load(text)
     except (OSError, yaml.YAMLError) as error:
-        raise CheckpointError(f"Cannot read {resource}: {_first_line(error)}", tip=_CATALOGUE_TIP) from error
+        raise CheckpointError(f"Cannot read {resource}: {first_line(error)}", tip=_CATALOGUE_TIP) from error
     if not isinstance(catalogue, dict) or not {"families", "checkpoints"} <= catalogue.keys():
         said = text[:60].strip()
         raise CheckpointError(f'{resource} is no list of checkpoints: it says "{said}".', tip=_CATALOGUE_TIP)
