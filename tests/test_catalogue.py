@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vgen import backbones, checkpoints
-from vgen.checkpoints import Checkpoint, names, resolve
+from vgen import backbones
+from vgen.checkpoints import Checkpoint, catalogue, names, resolve
 from vgen.errors import CheckpointError, UsageError
 from vgen.request import GenerateRequest, plan
 
@@ -117,7 +117,7 @@ def test_a_student_makes_its_steps_and_no_others(name: str, tmp_path: Path) -> N
 
 
 def test_pipelines_belong_to_one_family_and_are_diffusers_own() -> None:
-    families = checkpoints._catalogue()["families"]
+    families = catalogue.read()["families"]
     pipelines = [name for family in families.values() for name in family["pipelines"]]
     assert len(pipelines) == len(set(pipelines))
     exported = (Path(pytest.importorskip("diffusers").__file__).parent / "__init__.py").read_text()

@@ -14,7 +14,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from vgen import checkpoints, integrity
-from vgen.checkpoints import Checkpoint, names, resolve, verify
+from vgen.checkpoints import Checkpoint, catalogue, names, resolve, verification, verify
 from vgen.errors import CheckpointError, UsageError, VgenError
 from vgen.integrity import describe_files
 
@@ -179,7 +179,7 @@ def test_small_checkpoints_are_hashed_by_default_and_large_ones_are_not(
     weights(folder).write_bytes(content)
     with pytest.raises(CheckpointError, match="is damaged"):
         verify(checkpoint)
-    monkeypatch.setattr(checkpoints, "HASHED_AT_LOAD", 1000)
+    monkeypatch.setattr(verification, "HASHED_AT_LOAD", 1000)
     verify(checkpoint)
     with pytest.raises(CheckpointError, match="is damaged"):
         verify(checkpoint, full=True)
@@ -187,14 +187,14 @@ def test_small_checkpoints_are_hashed_by_default_and_large_ones_are_not(
 
 def test_a_catalogue_that_lost_its_link_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "checkpoints.yaml").write_text("../checkpoints.yaml")
-    monkeypatch.setattr(checkpoints.importlib.resources, "files", lambda package: tmp_path)
-    checkpoints._catalogue.cache_clear()
+    monkeypatch.setattr(catalogue.importlib.resources, "files", lambda package: tmp_path)
+    catalogue.read.cache_clear()
     try:
         with pytest.raises(CheckpointError, match=r'it says "\.\./checkpoints\.yaml"') as caught:
             resolve("toyland")
         assert "where links were lost" in str(caught.value.tip)
     finally:
-        checkpoints._catalogue.cache_clear()
+        catalogue.read.cache_clear()
 
 
 def test_the_hash_command_prints_the_files_of_a_folder(folder: Path) -> None:

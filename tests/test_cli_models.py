@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from tests import tiny_lora
 from tests.hub_server import TINY, TOKEN, Hub, Repository
 from vgen import checkpoints, cli, hub
+from vgen.checkpoints import catalogue
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -99,10 +100,10 @@ def test_what_cannot_be_done_is_one_clear_error(arguments: list[str], code: int,
 @pytest.fixture
 def named(online: Hub, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return a name of the catalogue that stands for the checkpoint that is served."""
-    catalogue = checkpoints._catalogue()
+    known = catalogue.read()
     entry = {"family": "wan", "repo": TINY, "licence": "Apache-2.0", "sizes": [[32, 32]], "can": ["text-to-video"]}
-    added = {**catalogue, "checkpoints": {**catalogue["checkpoints"], "tiny-1": entry}}
-    monkeypatch.setattr(checkpoints, "_catalogue", lambda: added)
+    added = {**known, "checkpoints": {**known["checkpoints"], "tiny-1": entry}}
+    monkeypatch.setattr(catalogue, "read", lambda: added)
     return "tiny-1"
 
 
@@ -135,14 +136,14 @@ def test_generate_gets_a_model_that_is_not_here_and_says_how_much_first(
 def test_a_preset_comes_with_its_lora_and_makes_its_steps(
     named: str, online: Hub, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    catalogue = checkpoints._catalogue()
+    known = catalogue.read()
     entry = {
         "base": named,
         "loras": [{"repo": "someone/loras", "file": "few.safetensors"}],
         "defaults": {"num_inference_steps": 2, "guidance_scale": 1.0, "sampler": "lcm", "timesteps": [1000, 500]},
     }
-    added = {**catalogue, "checkpoints": {**catalogue["checkpoints"], "tiny-2step": entry}}
-    monkeypatch.setattr(checkpoints, "_catalogue", lambda: added)
+    added = {**known, "checkpoints": {**known["checkpoints"], "tiny-2step": entry}}
+    monkeypatch.setattr(catalogue, "read", lambda: added)
     few = tiny_lora.save(tmp_path / "few.safetensors", tiny_lora.wan(tiny_checkpoint)).read_bytes()
     online.repositories["someone/loras"] = Repository({"main": {"few.safetensors": few, "other.safetensors": few}})
     shown = json.loads(vgen("models", "show", "tiny-2step", "--format", "json").stdout)

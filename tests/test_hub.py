@@ -18,9 +18,10 @@ from huggingface_hub import constants
 from tests import hub_server
 from tests.hub_server import NOT_NEEDED, TOKEN, Hub, Repository
 from vgen import backbones, checkpoints, files, hub, runtime
-from vgen.checkpoints import Lora, fetch, pull, resolve, verify
+from vgen.checkpoints import fetch, pull, resolve, verify
 from vgen.errors import CheckpointError, UsageError
 from vgen.hub import Listing, Progress, RemoteFile
+from vgen.loras import Lora
 
 NAME = hub_server.TINY
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

@@ -38,6 +38,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f' Did you mean "{by_lower[close[0]]}"?' if close else ""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out: Python's, torch's on any device, C++'s or the system's."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vgen import files, integrity
-from vgen.errors import CheckpointError, VgenError
+from vgen.errors import CheckpointError, VgenError, first_line
 from vgen.integrity import PICKLES, CheckpointFile
 
 DEFAULT_REVISION = "main"
@@ -389,10 +389,10 @@ def _for_people(repo: str, revision: str, error: Exception) -> VgenError:
         )
     if isinstance(cause, RemoteEntryNotFoundError):
         return CheckpointError(
-            f'A file of "{repo}" is missing on the hub: {_first_line(cause)}', tip="try another --revision."
+            f'A file of "{repo}" is missing on the hub: {first_line(cause)}', tip="try another --revision."
         )
     if isinstance(cause, HFValidationError):
-        return CheckpointError(f'"{repo}" is no hub id: {_first_line(cause)}', tip="a hub id looks like owner/name.")
+        return CheckpointError(f'"{repo}" is no hub id: {first_line(cause)}', tip="a hub id looks like owner/name.")
     if status in (401, 403):
         return CheckpointError(
             f'The hub does not let you have "{repo}" ({status}).',
@@ -410,12 +410,8 @@ def _for_people(repo: str, revision: str, error: Exception) -> VgenError:
         )
     if isinstance(cause, PermissionError):
         return CheckpointError(f"Cannot write {cause.filename}.", tip="set HF_HOME to a folder that you may write to.")
-    reason = f"it answered {status}" if status is not None else f"{type(cause).__name__}: {_first_line(cause)}"
+    reason = f"it answered {status}" if status is not None else f"{type(cause).__name__}: {first_line(cause)}"
     return CheckpointError(
         f'Cannot get "{repo}" from {constants.ENDPOINT}: {reason}',
         tip="check the connection and try again (what arrived whole is kept), or give a local folder.",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]

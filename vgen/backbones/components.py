@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vgen import runtime
 from vgen.backbones import Backbone, Shot
 from vgen.checkpoints import Checkpoint
-from vgen.errors import CheckpointError, is_out_of_memory
+from vgen.errors import CheckpointError, first_line, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def load_component(checkpoint: Checkpoint, name: str, entry: Any, **options: Any
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         if is_out_of_memory(error):
             raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise CheckpointError(f'Cannot load the {name} of "{checkpoint.name}": {reason}', tip=tip) from error
     # Both libraries only log what is missing and go on with random values.
     if missing := sorted(info["missing_keys"]):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vgen.backbones.components import component_config, model_index
 from vgen.checkpoints import Checkpoint
-from vgen.errors import CheckpointError
+from vgen.errors import CheckpointError, first_line
 from vgen.loras import Lora
 
 # Family -> the part of its stock pipelines that reads LoRAs, of diffusers' own layout and of others.
@@ -134,9 +134,9 @@ def _read(checkpoint: Checkpoint, lora: Lora) -> tuple[dict[str, Tensor], dict[s
         if not any("lora_A" in key for key in tensors):
             tensors = convert_unet_state_dict_to_peft(tensors)
     except (ValueError, KeyError, IndexError, AttributeError, TypeError, RuntimeError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"diffusers cannot read the LoRA {path} as one of the family {checkpoint.family}: {reason}", tip=_OTHER
+            f"diffusers cannot read the LoRA {path} as one of the family {checkpoint.family}: {first_line(error)}",
+            tip=_OTHER,
         ) from error
     if not any(key.startswith(("transformer.", f"{CONNECTORS}.")) for key in tensors):
         # Saved from a transformer alone.

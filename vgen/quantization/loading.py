@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
 
-import torch
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
@@ -37,6 +36,8 @@ class VgenQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
     In torchao's layout it is what `vgen` has there, beside torchao's own.
     """
 
+    to_diff_dict = QuantizationConfigMixin.to_dict  # no value has a default to leave out
+
     def __init__(self, **values: Any) -> None:
         self.quant_method = Method.VGEN
         values = values.get("vgen", values)
@@ -44,25 +45,21 @@ class VgenQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.scheme: str = values["scheme"]
         self.layers: dict[str, dict[str, Any]] = values["layers"]
 
-    def to_diff_dict(self) -> dict[str, Any]:
-        """Return all values: none has a default to leave out."""
-        values: dict[str, Any] = self.to_dict()
-        return values
-
 
 class VgenQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     """Puts `QuantizedLinear` where the configuration says."""
 
     use_keep_in_fp32_modules = True
+    is_serializable = True
+    is_trainable = False
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         for name, values in self.quantization_config.layers.items():
-            parent, _, child = name.rpartition(".")
             linear = model.get_submodule(name)
             assert isinstance(linear, nn.Linear), "the configuration and the class are the parent's"
             format = LayerFormat(**values)
             made = QuantizedLinear(linear.in_features, linear.out_features, format, bias=linear.bias is not None)
-            setattr(model.get_submodule(parent), child, made)
+            model.set_submodule(name, made)
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
         """Return the names that a file's tensors have here."""
@@ -95,20 +92,6 @@ class VgenQuantizer(DiffusersQuantizer):  # type: ignore[misc]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         return model
-
-    def update_torch_dtype(self, torch_dtype: torch.dtype) -> torch.dtype:
-        """Return the dtype of what is not quantized, as it was asked for."""
-        return torch_dtype
-
-    @property
-    def is_serializable(self) -> bool:
-        """Return that it can be saved."""
-        return True
-
-    @property
-    def is_trainable(self) -> bool:
-        """Return that it cannot be trained."""
-        return False
 
 
 @contextmanager

@@ -44,26 +44,24 @@ class StreamedLinear(nn.Module):
 class StreamingConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """Which layers of a model stay on the disk, `files` by the names of their weights, and the dtype they run in."""
 
+    to_diff_dict = QuantizationConfigMixin.to_dict  # no value has a default to leave out
+
     def __init__(self, *, files: Mapping[str, Path], dtype: torch.dtype) -> None:
         self.quant_method = Method.STREAMED
         self.files = {key: str(file) for key, file in files.items()}
         self.dtype = str(dtype).removeprefix("torch.")
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """Return all values: none has a default to leave out."""
-        values: dict[str, Any] = self.to_dict()
-        return values
 
 
 class StreamingQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     """Puts `StreamedLinear` where the configuration says, and keeps their weights from being loaded."""
 
     use_keep_in_fp32_modules = True
+    is_serializable = False  # it lacks weights
+    is_trainable = False
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         for key, file in self.quantization_config.files.items():
             name = key.removesuffix(".weight")
-            parent, _, child = name.rpartition(".")
             linear = model.get_submodule(name)
             assert isinstance(linear, nn.Linear), "the files are the model's"
             made = StreamedLinear(
@@ -74,7 +72,7 @@ class StreamingQuantizer(DiffusersQuantizer):  # type: ignore[misc]
                 dtype=getattr(torch, self.quantization_config.dtype),
             )
             made.bias = linear.bias
-            setattr(model.get_submodule(parent), child, made)
+            model.set_submodule(name, made)
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
         """Return the names of what is loaded."""
@@ -84,19 +82,5 @@ class StreamingQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         """Return what is loaded of a file."""
         return {key: tensor for key, tensor in state_dict.items() if key not in self.quantization_config.files}
 
-    def check_if_quantized_param(self, *args: Any, **kwargs: Any) -> bool:
-        """Return False: what is loaded is as in any model."""
-        return False
-
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         return model
-
-    @property
-    def is_serializable(self) -> bool:
-        """Return that it cannot be saved: it lacks weights."""
-        return False
-
-    @property
-    def is_trainable(self) -> bool:
-        """Return that it cannot be trained."""
-        return False
