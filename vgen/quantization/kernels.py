@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vgen.quantization.balance import balance_inputs
+
 # How many values are worked on at once: on a CPU what its caches hold, elsewhere what keeps the int32 products of a
 # long video from filling the memory.
 AT_ONCE = {"cpu": 2**19}
@@ -34,17 +36,21 @@ def integer_product(tokens: Tensor, weight: Tensor) -> Tensor:
     return torch._int_mm(tokens, weight.T)
 
 
-def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def quantized_linear(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, balancing: Tensor | None = None
+) -> Tensor:
     """Return x [..., K] quantized per token, times weight int8 [N, K] times scale float32 [N], plus bias [N].
 
-    Quantized, multiplied and scaled some tokens at a time, whose integers never leave the cache; in the dtype of x.
+    Balanced where there is a `balancing` [K], quantized, multiplied and scaled some tokens at a time, so that what
+    comes in between never leaves the cache; in the dtype of x.
     """
     tokens = x.reshape(-1, x.shape[-1])
     offset = torch.zeros_like(scale) if bias is None else bias.float()
     rows = max(128, AT_ONCE.get(x.device.type, AT_ONCE_ELSEWHERE) // max(weight.shape))
     made = tokens.new_empty((len(tokens), len(weight)))
     for start in range(0, len(tokens), rows):
-        quantized, token_scale = quantize_tokens(tokens[start : start + rows])
+        part = tokens[start : start + rows]
+        quantized, token_scale = quantize_tokens(part if balancing is None else balance_inputs(part, balancing))
         products = integer_product(quantized, weight).to(torch.float32).mul_(token_scale)
         made[start : start + rows] = torch.addcmul(offset, products, scale, out=products)
     return made.view(*x.shape[:-1], len(weight))

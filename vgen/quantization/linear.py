@@ -90,10 +90,10 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., N] of inputs [..., K]."""
+        if self.format.activation_bits == 8:
+            return quantized_linear(x, self.products(), self.scale, self.bias, self.balancing)
         if self.balancing is not None:
             x = balance_inputs(x, self.balancing)
-        if self.format.activation_bits == 8:
-            return quantized_linear(x, self.products(), self.scale, self.bias)
         weight = (self.products() * self.scale[:, None]).to(x.dtype)
         return nn.functional.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
 
