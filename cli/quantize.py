@@ -33,7 +33,7 @@ vgen quantize toyland --scheme w4a8:group=64,alpha=0.5 -o toyland-w4a8 --max-los
 
 vgen quantize wan2.1-1.3b --scheme w4a8-mp:bits=5 --calibration prompts.txt -o wan-w4a8 --dry-run
 
-vgen quantize wan2.1-14b --scheme w4a8 --stream -o wan-14b-w4a8   (stopped? the same command goes on)
+vgen quantize wan2.1-14b --scheme w4a8 --stream -o wan-14b-w4a8 [dim]# stopped? the same command goes on[/dim]
 
 vgen generate "a red ball bounces on the grass" --model toyland-w8a8
 """
@@ -123,7 +123,7 @@ def quantize(
         stream=stream,
         force=force,
     )
-    quantization.parse(scheme)
+    pipeline.check(asked)
     with progress.shown(1) as watch:
         checkpoint = checkpoints.resolve(model)
         if dry_run and checkpoint.repo is not None and not checkpoints.is_whole(checkpoint):

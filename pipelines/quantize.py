@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 REPORT, PAGE = "report.json", "report.html"
 STEPS = 10  # of a video that is made to calibrate
 STREAM_ABOVE = 0.7  # of the free memory: what the rest of a model and its activations leave for weights
-# What `--max-loss` may limit, and what its numbers mean.
-LIMITS = {"score": "points of Toyland's joint score", "psnr": "dB at least", "ssim": "at least"}
+# What `--max-loss` may limit, what its numbers mean, and the most that they can be.
+LIMITS = {
+    "score": ("points of Toyland's joint score", 100.0),
+    "psnr": ("dB at least", math.inf),
+    "ssim": ("SSIM at least", 1.0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,22 +138,33 @@ class Made:
     seconds: list[float] = field(default_factory=list)
 
 
-def plan(asked: QuantizeRequest, checkpoint: Checkpoint) -> QuantizePlan:
-    """Return what will be done with a checkpoint whose files are here, checked before anything heavy is loaded.
-
-    Raises `UsageError` for what is not possible, and `VgenError` where the disk has no room or the output exists.
-    """
-    scheme = quantization.parse(asked.scheme)
+def check(asked: QuantizeRequest) -> None:
+    """Raise `UsageError` or `VgenError` for what is wrong with any model, before its files are downloaded."""
+    quantization.parse(asked.scheme)
     runtime.check_names(asked.device, asked.dtype)
-    limits = read_limits(asked.max_loss)
-    export.check_parent(checkpoint)
-    prompts = _calibration_prompts(asked)
+    _calibration_prompts(asked)
+    if read_limits(asked.max_loss) and not asked.compare:
+        raise UsageError("--max-loss needs videos to compare.", tip="give --compare 4.")
     if asked.output.exists() and not (asked.force and (asked.output / checkpoints.CARD).is_file()):
         tip = "choose another --output" + (", or pass --force." if not asked.force else ": --force replaces exports.")
         raise VgenError(f"{asked.output} exists already.", tip=tip)
     for name, value in (("samples", asked.samples), ("steps", asked.steps)):
         if value is not None and not 1 <= value <= 1000:
             raise UsageError(f"{value} {name} are not possible.", tip=f"choose --{name} from 1 to 1000.")
+    most = len(held_out())
+    if not 0 <= asked.compare <= most:
+        raise UsageError(f"{asked.compare} videos cannot be compared.", tip=f"choose --compare from 0 to {most}.")
+
+
+def plan(asked: QuantizeRequest, checkpoint: Checkpoint) -> QuantizePlan:
+    """Return what will be done with a checkpoint whose files are here, checked before anything heavy is loaded.
+
+    Raises `UsageError` for what is not possible, and `VgenError` where the disk has no room or the output exists.
+    """
+    export.check_parent(checkpoint)
+    check(asked)
+    scheme, limits = quantization.parse(asked.scheme), read_limits(asked.max_loss)
+    prompts = _calibration_prompts(asked)
     found = layers.of(checkpoint)
     chosen = [layer for layer in found if layer.role]
     format = scheme.format(scheme.weight_bits)
@@ -161,8 +176,6 @@ def plan(asked: QuantizeRequest, checkpoint: Checkpoint) -> QuantizePlan:
     export.check_space(asked.output, sizes.after + sizes.layers_after)
     compared = _compared_prompts(asked, checkpoint)
     texts = [prompt.text for prompt in compared] or [prompts[index % len(prompts)] for index in range(asked.compare)]
-    if limits and not texts:
-        raise UsageError("--max-loss needs videos to compare.", tip="give --compare 4.")
     if "score" in limits and len(compared) < 1:
         raise UsageError(
             f'"{checkpoint.name}" has no score: it does not know Toyland.',
@@ -502,8 +515,10 @@ def read_limits(text: str | None) -> dict[str, float]:
             limits[name] = float(value)
         except ValueError:
             limits[name] = math.nan
-        if not math.isfinite(limits[name]):
-            raise UsageError(f'"{value}" is no limit for {name}.', tip=f"give a number: {LIMITS[name]}.")
+        meaning, most = LIMITS[name]
+        if not (math.isfinite(limits[name]) and 0 <= limits[name] <= most):
+            upper = f" to {most:g}" if math.isfinite(most) else ""
+            raise UsageError(f'"{value}" is no limit for {name}.', tip=f"give a number from 0{upper}: {meaning}.")
     return limits
 
 
@@ -593,12 +608,7 @@ def _streams(asked: QuantizeRequest, chosen: Sequence[Layer]) -> bool:
 
 def _compared_prompts(asked: QuantizeRequest, checkpoint: Checkpoint) -> list[Prompt]:
     """Return Toyland's held-out prompts for a model that knows it: only of one with a limited world is it said."""
-    prompts = held_out()
-    if not 0 <= asked.compare <= len(prompts):
-        raise UsageError(
-            f"{asked.compare} videos cannot be compared.", tip=f"choose --compare from 0 to {len(prompts)}."
-        )
-    return list(prompts[: asked.compare]) if checkpoint.knows else []
+    return held_out()[: asked.compare] if checkpoint.knows else []
 
 
 def _video(asked: QuantizeRequest, checkpoint: Checkpoint, prompt: str, seed: int, steps: int | None) -> Plan:

@@ -399,6 +399,23 @@ def test_a_disk_that_fills_up_is_told_and_loses_nothing(tiny_checkpoint: Path, t
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
+def test_wrong_requests_are_refused_before_a_model_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: Any, **options: Any) -> Any:
+        raise AssertionError("a model was asked for")
+
+    monkeypatch.setattr(checkpoints, "fetch", never)
+    for options, said in (
+        (("-o", tmp_path), "exists already"),
+        (("-o", tmp_path / "q", "--samples", 0), "0 samples are not possible"),
+        (("-o", tmp_path / "q", "--max-loss", "nix=3"), 'There is no loss "nix"'),
+        (("-o", tmp_path / "q", "--calibration", "none.txt"), "Cannot read the prompts"),
+    ):
+        result = run("quantize", "wan2.1-1.3b", "--scheme", "w8a8", *options)
+        assert result.exit_code in (1, 2) and said in result.stderr
+
+
 def test_wrong_requests_are_refused_before_a_model_is_loaded(
     tiny_checkpoint: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,6 +437,8 @@ def test_wrong_requests_are_refused_before_a_model_is_loaded(
     refused('There is no loss "pnsr". Did you mean "psnr"?', max_loss="pnsr=3")
     refused('"much" is no limit for score', max_loss="much")
     refused('"nan" is no limit for psnr', max_loss="psnr=nan")
+    refused('"90" is no limit for ssim', max_loss="ssim=90")
+    refused('"-1" is no limit for score', max_loss="-1")
     refused("has no score: it does not know Toyland", max_loss="2")
     refused("LoRAs are merged into weights in memory", lora=("x",), stream=True)
     refused("--max-loss needs videos", max_loss="psnr=30", compare=0)
