@@ -39,7 +39,7 @@ def _root() -> None:
 def attention(
     context: typer.Context,
     tokens: Annotated[int, typer.Option(min=1, help="The length of the sequence.")] = 8192,
-    heads: Annotated[int, typer.Option(min=1)] = 12,
+    heads: Annotated[int, typer.Option(min=1, help="Of attention.")] = 12,
     head_dim: Annotated[int, typer.Option(min=1, help="Numbers per head.")] = 128,
     density: Annotated[float, typer.Option(help="The share of the blocks that are kept.")] = 0.2,
     kernel: Annotated[str, typer.Option(help="vgen attention list tells which.", metavar="NAME")] = "auto",
@@ -87,7 +87,9 @@ def _refuse_given(context: typer.Context, names: tuple[str, ...]) -> None:
 def quantize(
     scheme: Annotated[
         list[str] | None,
-        typer.Option("--scheme", "-s", help="Repeat it for several. [dim]Default: all[/dim]", metavar="NAME"),
+        typer.Option(
+            "--scheme", "-s", help="Repeat it for several. [dim]Default: all but w4a8-mp[/dim]", metavar="NAME"
+        ),
     ] = None,
     tokens: Annotated[
         list[int] | None, typer.Option(help="Repeat it for several. [dim]Default: 1024 and 8192[/dim]")

@@ -57,6 +57,11 @@ def test_bench_quantize_denoises_a_model_in_turns(tiny_checkpoint: Path, monkeyp
 
 
 def test_what_cannot_be_measured_is_refused() -> None:
-    for options, said in ((["--scheme", "w9"], 'no scheme "w9"'), (["--repeats", "0"], "nothing to measure")):
+    for options, said in (
+        (["--scheme", "w9"], 'no scheme "w9"'),
+        (["--repeats", "0"], "nothing to measure"),
+        (["--tokens", "1000000000000"], "The tensors take"),
+        (["--model", "toylnd"], 'Did you mean "toyland"'),
+    ):
         result = CliRunner().invoke(cli.app, ["bench", "quantize", *options])
         assert result.exit_code == 2 and said in result.stderr

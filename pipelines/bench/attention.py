@@ -11,7 +11,7 @@ from vgen import attention
 from vgen.attention import kernels
 from vgen.attention.patterns import Grid
 from vgen.errors import UsageError, did_you_mean
-from vgen.pipelines.bench import in_turns
+from vgen.pipelines.bench import check_memory, in_turns
 
 if TYPE_CHECKING:
     from vgen.runtime import Runtime
@@ -52,6 +52,9 @@ def bench_attention(
     attention.parse(f"dense:block={block}")  # for its checks
     kernels.check_block(kernel, block)
     name = kernels.choose(kernel, chosen.device, block)
+    # Queries, keys, values and what comes out, made in float32; and the random order of all blocks.
+    num_blocks = -(-shape.tokens // block)
+    check_memory(shape.heads * (16 * shape.tokens * shape.head_dim + 12 * num_blocks**2), chosen.device)
     said, module = kernels.bound(name), kernels.load(name)
     generator = torch.Generator().manual_seed(0)
     size = (1, shape.heads, shape.tokens, shape.head_dim)

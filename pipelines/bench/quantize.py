@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from vgen import backbones, checkpoints, quantization, request, runtime
 from vgen.errors import UsageError
-from vgen.pipelines.bench import in_turns
+from vgen.pipelines.bench import check_memory, in_turns
 from vgen.quantization import layers
-from vgen.request import GenerateRequest
+from vgen.request import GenerateRequest, Plan
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,6 +51,11 @@ def bench_quantize(
     if compiled:
         runtime.check_compiler()
     chosen = runtime.choose(device, "bfloat16")
+    # The widest layer's input and output, made in float32.
+    check_memory(max(tokens, default=0) * 4 * max(map(sum, SHAPES)), chosen.device)
+    made = None
+    if model is not None:
+        made = request.plan(GenerateRequest(prompt=PROMPT, model=model, seed=1), checkpoints.resolve(model))
     found: dict[str, Any] = {
         "machine": {
             "device": chosen.device,
@@ -67,8 +72,8 @@ def bench_quantize(
             for shape in SHAPES:
                 on_progress(f"{num_tokens} tokens, {shape[0]} to {shape[1]} ...")
                 found["linear"].append(_linear(num_tokens, shape, schemes, repeats, chosen))
-        if model is not None:
-            found["run"] = _run(model, schemes, repeats, replace(chosen, compile=compiled), on_progress)
+        if made is not None:
+            found["run"] = _run(made, schemes, repeats, replace(chosen, compile=compiled), on_progress)
     return found
 
 
@@ -118,7 +123,7 @@ def _linear(
 
 
 def _run(
-    model: str, schemes: Sequence[str], repeats: int, chosen: Runtime, on_progress: Callable[[str], None]
+    made: Plan, schemes: Sequence[str], repeats: int, chosen: Runtime, on_progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Return the median seconds of denoising one video of a model at its defaults; weights are not calibrated."""
     import torch
@@ -126,8 +131,7 @@ def _run(
     from vgen.pipelines import text_to_video
     from vgen.quantization.linear import QuantizedLinear
 
-    checkpoint = checkpoints.resolve(model)
-    made = request.plan(GenerateRequest(prompt=PROMPT, model=model, seed=1), checkpoint)
+    checkpoint, model = made.checkpoint, made.model
     variants = {}
     for text in ("bfloat16", *schemes):
         on_progress(f"{model}: {text} ...")
