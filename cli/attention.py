@@ -93,7 +93,7 @@ def show(
     wanted |= {"steps": _numbers(at_steps, "--at-steps")} if at_steps else {}
     for name in method or ():
         attention.parse(name)
-    if output.exists() and any(output.iterdir()) and not force:
+    if not force and not (output.is_dir() and not any(output.iterdir())):
         outputs.refuse_existing(output)
     given = _given(prompt, model, seed, steps, frames, width, height, device, dtype)
     made = plan(given, resolve(model))
@@ -135,6 +135,8 @@ def search(
     """Search for each layer how few frames it needs to see, for tile:plan=FILE."""
     from vgen.pipelines import tile_search
 
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder, and a plan is a file.", tip=f"use -o {output / 'tile.json'}.")
     if not force:
         outputs.refuse_existing(output)
     prompts = prompt or ["a red ball bounces on the grass", "a blue cube moves left at night"]
@@ -159,9 +161,14 @@ def search(
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in text.split(","))
+        numbers = tuple(int(part) for part in text.split(","))
+        if min(numbers) < 0:
+            raise ValueError("counted from 0")
+        return numbers
     except ValueError as error:
-        raise UsageError(f'Cannot read {option} "{text}".', tip=f"write numbers with commas: {option} 0,2.") from error
+        raise UsageError(
+            f'Cannot read {option} "{text}".', tip=f"write numbers from 0 on, with commas: {option} 0,2."
+        ) from error
 
 
 def _given(prompt: str, model: str, seed: int | None, steps: int | None, frames: int | None, width: int | None,

@@ -72,7 +72,7 @@ def compare(
     }
     given = {name: value for name, value in given.items() if value is not None}
     checkpoint = resolve(model)
-    if cache is None and attention == against:
+    if not cache and attention == against:
         raise UsageError("Both videos are made in one way.", tip="give --attention adaspa, or a --cache.")
     ways = ({"attention": attention} | ({"cache": cache} if cache else {}), {"attention": against})
     fast, plain = (plan(GenerateRequest.from_dict({**given, **way}), checkpoint) for way in ways)

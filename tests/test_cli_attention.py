@@ -108,6 +108,7 @@ def test_show_draws_maps_and_masks(tiny_checkpoint: Path, tmp_path: Path) -> Non
     [
         (["show", "a", "--at-steps", "3"], "There is no step 3"),
         (["show", "a", "--heads", "one"], 'Cannot read --heads "one"'),
+        (["show", "a", "--layers", "-1"], 'Cannot read --layers "-1"'),
         (["show", "a", "--attention", "adaspo"], 'Did you mean "adaspa"'),
         (["search", "--block", "70"], "block of 70 tokens"),
         (["search", "--threshold", "0"], "threshold of 0"),
@@ -124,6 +125,20 @@ def test_maps_and_plans_that_cannot_be_are_refused_before_anything_is_loaded(
     monkeypatch.setattr(backbones, "load", load)
     whole = [*command, "--model", str(tiny_checkpoint), *SIZE, "-o", str(tmp_path / "x")]
     assert message in run("attention", *whole, fails=2).stderr
+
+
+def test_what_is_there_is_not_taken_away(tmp_path: Path) -> None:
+    file, folder = tmp_path / "notes.txt", tmp_path / "thesis"
+    file.touch()
+    folder.mkdir()
+    assert "exists already" in run("attention", "show", "a", "-o", str(file), fails=1).stderr
+    refused = run("attention", "search", "--force", "-o", str(folder), fails=2).stderr
+    assert f"use -o {folder / 'tile.json'}" in refused
+    assert folder.is_dir()
+
+
+def test_an_empty_cache_is_none_to_compare_with() -> None:
+    assert "made in one way" in run("compare", "a", "--cache", "", fails=2).stderr
 
 
 def test_heads_that_the_model_lacks_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -175,6 +190,7 @@ def test_bench_prints_what_programs_read() -> None:
     assert found["kernel"] == "gather"
     for bad, message in (
         (["--density", "0"], "density of 0"),
+        (["--tokens", "1000000000000"], "The tensors take"),
         (["--block", "65"], "block of 65"),
         (["--kernel", "flex", "--block", "32"], "does no blocks of 32"),
         (["--random-weights", "wan2.1-1.3b"], "--tokens, --heads and --head-dim have no effect"),

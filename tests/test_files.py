@@ -33,6 +33,21 @@ def test_folder_takes_the_place_of_a_folder(tmp_path: Path) -> None:
     assert [p.name for p in path.iterdir()] == ["new"]
 
 
+def test_file_never_takes_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.doc").touch()
+    with pytest.raises(VgenError, match=r"Could not write .*folder: Is a directory"):
+        write_text(tmp_path / "folder", "x")
+    assert [p.name for p in tmp_path.rglob("*")] == ["folder", "thesis.doc"]
+
+
+def test_folder_takes_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "frames.png").touch()
+    with atomic(tmp_path / "frames.png") as part:
+        part.mkdir()
+    assert (tmp_path / "frames.png").is_dir()
+
+
 def test_full_disk_is_said(tmp_path: Path) -> None:
     says = r"Could not write .*a\.txt: No space left on device\.\nTip: free some space"
     with pytest.raises(VgenError, match=says), atomic(tmp_path / "a.txt"), Path("/dev/full").open("w") as full:

@@ -77,6 +77,15 @@ def test_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:
         outputs.check(frames, force=True, begins=True)
 
 
+@pytest.mark.parametrize("length", [300, 240])
+def test_name_that_is_too_long_is_known_before_the_run(tmp_path: Path, length: int) -> None:
+    """With 240 letters the video can be written, but not the latents before it."""
+    with pytest.raises(VgenError, match=r"File name too long.*\n.*a shorter name"):
+        outputs.check(tmp_path / f"{'x' * length}.mp4", force=True, begins=True)
+    with pytest.raises(VgenError, match="File name too long"):
+        outputs.is_folder(tmp_path / f"{'x' * 300}.txt")
+
+
 def test_folder_is_made_or_refused(tmp_path: Path) -> None:
     outputs.prepare_folder(tmp_path / "new" / "deep" / "clip.mp4")
     assert list((tmp_path / "new" / "deep").iterdir()) == []

@@ -207,3 +207,9 @@ def test_render_command_writes_clips_truth_and_a_sheet(tmp_path: Path) -> None:
     assert truth["masks"].shape == (2, 5, 32, 48) and truth["extrinsics"].shape == (5, 4, 4)
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 1 and "exists" in again.output
+    thesis = folder / "thesis.doc"
+    thesis.touch()
+    refused = CliRunner().invoke(app, [*command, "--force"])
+    assert refused.exit_code == 1 and "other things than clips" in refused.output
+    thesis.unlink()
+    assert CliRunner().invoke(app, [*command, "--force"]).exit_code == 0

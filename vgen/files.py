@@ -16,13 +16,14 @@ from vgen.errors import VgenError
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; what is written there takes the place of `path` when the block succeeds.
 
-    A file or a folder may be written. Whatever ends the block early, an interrupt too, leaves `path` as it was and
-    nothing beside it. Raises `VgenError` for a full disk or a folder that cannot be written to.
+    A file or a folder may be written; a file never takes the place of a folder. Whatever ends the block early, an
+    interrupt too, leaves `path` as it was and nothing beside it. Raises `VgenError` for a full disk or a folder that
+    cannot be written to.
     """
-    part = path.with_name(f".vgen-{secrets.token_hex(6)}{path.suffix}")
+    part = path.absolute().with_name(f".vgen-{secrets.token_hex(6)}{path.suffix}")
     try:
         yield part
-        if path.is_dir():
+        if part.is_dir():
             _remove(path)
         part.replace(path)
     except OSError as error:

@@ -33,7 +33,7 @@ def choose(output: Path | None, lines: Sequence[PlannedLine], when: datetime) ->
 
 def is_folder(output: Path) -> bool:
     """Return whether videos go into `output` by names of their own, rather than to `output` itself."""
-    return output.suffix == "" or (output.is_dir() and output.suffix.lower() not in SUFFIXES)
+    return output.suffix == "" or (output.suffix.lower() not in SUFFIXES and _exists(output) and output.is_dir())
 
 
 def check_suffix(output: Path) -> None:
@@ -61,15 +61,17 @@ def check(path: Path, *, force: bool, begins: bool) -> None:
     """Raise `VgenError` when writing the video at `path` would take something away.
 
     That is the video, its manifest, or, where a run `begins` anew, the latents of one that was not finished. With
-    `force` they may be replaced, but never a folder that holds other things than frames.
+    `force` they may be replaced, but never a folder that holds other things than frames. The same goes for a name that
+    is too long, of which the latents' is the longest.
     """
+    latents = latents_path(path)
+    is_unfinished = _exists(latents)
     if path.is_dir() and (path.suffix.lower() != ".png" or any(file.suffix != ".png" for file in path.iterdir())):
         raise VgenError(f"{path} is a folder that vgen did not make.", tip="choose another --output.")
     if force:
         return
     refuse_existing(path, manifest.sidecar(path))
-    latents = latents_path(path)
-    if begins and latents.exists():
+    if begins and is_unfinished:
         raise VgenError(
             f"{latents} exists: a run that was not finished.",
             tip=f"finish it with: vgen decode {latents}, or pass --force to begin again.",
@@ -79,7 +81,7 @@ def check(path: Path, *, force: bool, begins: bool) -> None:
 def refuse_existing(*paths: Path) -> None:
     """Raise `VgenError` for the first of files and folders that would be replaced."""
     for path in paths:
-        if path.exists():
+        if _exists(path):
             raise VgenError(f"{path} exists already.", tip="choose another --output, or pass --force.")
 
 
@@ -90,6 +92,17 @@ def prepare_folder(path: Path) -> None:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise not_written(path, error) from error
+
+
+def _exists(path: Path) -> bool:
+    """Return whether something is there; raise `VgenError` for a name that nothing can have."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise not_written(path, error) from error
+    return True
 
 
 def _distinct(paths: list[Path]) -> list[Path]:
