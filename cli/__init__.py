@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 import vgen
-from vgen.errors import UsageError, VgenError, did_you_mean
+from vgen.errors import UsageError, VgenError, did_you_mean, of_the_machine
 
 # Command -> the module whose `app` it is, imported when the command is used.
 COMMANDS = {
@@ -73,6 +74,17 @@ class Commands(TyperGroup):
             # The reader of our output (head, less) has gone; what Python would flush at exit has nowhere to go.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from error
+        except (OSError, RuntimeError, MemoryError) as error:
+            if (told := of_the_machine(error)) is None:
+                raise
+            print(f"Error: {told}", file=sys.stderr)
+            raise typer.Exit(told.exit_code) from error
+        except Exception as error:
+            # Typer's words for what, most often, is a prompt without quotes.
+            if not str(error).startswith("Got unexpected extra argument"):
+                raise
+            print(f'Error: {error}.\nTip: put what has spaces in quotes: vgen generate "a red ball".', file=sys.stderr)
+            raise typer.Exit(UsageError.exit_code) from error
 
 
 app = typer.Typer(
@@ -103,4 +115,7 @@ def _root(
 
 def main() -> None:
     """Run the command line; the console script `vgen`."""
+    # A prompt or a file's name may hold what the terminal's encoding does not: it is printed with escapes.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()

@@ -102,6 +102,41 @@ def test_mistyped_words_are_usage_errors(arguments: list[str], says: str) -> Non
     assert says in result.stderr
 
 
+def test_a_prompt_without_quotes_gets_the_tip() -> None:
+    result = CliRunner().invoke(cli.app, ["generate", "a", "red", "ball"])
+    assert result.exit_code == 2
+    assert "(red ball)" in result.stderr
+    assert 'in quotes: vgen generate "a red ball"' in result.stderr
+
+
+def test_what_the_machine_refuses_is_an_error_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = CliRunner().invoke(cli.app, ["info", "x" * 300])
+    assert result.exit_code == 1
+    assert result.stderr.endswith("File name too long.\nTip: check the path.\n")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("vgen.batch.plan_lines", fail)
+    result = CliRunner().invoke(cli.app, ["generate", "a"])
+    assert (result.exit_code, result.stderr.splitlines()[0]) == (1, "Error: The memory ran out.")
+
+    def has_a_bug(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("vgen.batch.plan_lines", has_a_bug)
+    assert isinstance(CliRunner().invoke(cli.app, ["generate", "a"]).exception, RuntimeError)
+
+
+def test_what_the_terminal_cannot_show_is_escaped() -> None:
+    program = [sys.executable, "-m", "vgen", "generate", "ein grüner Ball", "--dry-run", "-o", b"\xff.mp4"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(program, capture_output=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == rb"\udcff.mp4"
+    assert rb"prompt: ein gr\xfcner Ball" in done.stdout
+
+
 def test_closed_pipe_ends_quietly() -> None:
     reader, writer = os.pipe()
     os.close(reader)

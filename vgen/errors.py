@@ -49,3 +49,12 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     said = "out of memory|can't allocate memory|cannot allocate memory|bad_alloc"
     return isinstance(error, RuntimeError | OSError) and re.search(said, str(error), re.IGNORECASE) is not None
+
+
+def of_the_machine(error: BaseException) -> VgenError | None:
+    """Return what to tell people where memory ran out or a file cannot be used; None where it may be our own bug."""
+    if is_out_of_memory(error):
+        return VgenError("The memory ran out.", tip="ask for fewer or smaller things at once.")
+    if isinstance(error, OSError) and error.filename is not None:
+        return VgenError(f"Cannot use {error.filename}: {error.strerror}.", tip="check the path.")
+    return None
