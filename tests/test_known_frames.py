@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import wave
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -340,6 +341,8 @@ def test_other_families_with_a_timestep_per_token_take_them(family: Any, tmp_pat
     [
         ({"video": "nowhere.mp4", "extend": 1.0}, "There is no video nowhere.mp4", "check the path"),
         ({"video": "text.mp4", "extend": 1.0}, "cannot be read as a video", "ffmpeg reads"),
+        ({"video": "sound.wav", "extend": 1.0}, "it has no picture", "ffmpeg reads"),
+        ({"video": "bomb", "extend": 1.0}, "Cannot read the frames in bomb", "PNGs that are whole"),
         ({"video": "empty", "extend": 1.0}, "holds no .png files", "a folder of frames"),
         ({"video": "clip.png"}, "nothing to do with it", "--extend SECONDS"),
         ({"extend": 1.0}, "--extend is for a video", "--video CLIP"),
@@ -347,6 +350,7 @@ def test_other_families_with_a_timestep_per_token_take_them(family: Any, tmp_pat
         ({"video": "clip.png", "extend": 1.0, "missing": "1"}, "Both --extend and --missing", "one after the other"),
         ({"video": "clip.png", "extend": -1.0}, "cannot go on for -1 seconds", "--extend 2"),
         ({"video": "clip.png", "extend": float("nan")}, "cannot go on for nan seconds", "--extend 2"),
+        ({"video": "clip.png", "extend": 1e12}, "1e+12 more seconds take", "a shorter --extend"),
         ({"video": "clip.png", "extend": 1.0, "seconds": 2.0}, "Both --seconds and --extend", "how long"),
         ({"video": "clip.png", "extend": 1.0, "num_frames": 1}, "no room to go on in", "--frames 5"),
         ({"video": "clip.png", "extend": 1.0, "image": "a.png"}, "Both a video and images", "leave out"),
@@ -372,6 +376,11 @@ def test_what_does_not_go_together_is_refused_with_the_fix(changes: dict[str, An
     picture("black.png", (0, 0, 0))
     Path("text.mp4").write_text("no video")
     Path("empty").mkdir()
+    with wave.open("sound.wav", "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(1600))
+    Path("bomb").mkdir()
+    Path("bomb/0.png").write_bytes(b"P4\n30000 30000\n")  # a header is all that it takes
     paths = {key: Path(value) if key in ("video", "mask", "image") else value for key, value in changes.items()}
     with pytest.raises(UsageError) as caught:
         planned("toyland", **paths)

@@ -52,6 +52,8 @@ def test_functions_are_entries_too() -> None:
             "blocks:block=many",
             'The option "block" of the attention "blocks" is "many", but a whole number is expected.',
         ),
+        ("blocks:sparsity=nan", 'The option "sparsity" of the attention "blocks" is "nan", but a number is expected.'),
+        ("blocks:sparsity=inf", 'The option "sparsity" of the attention "blocks" is "inf", but a number is expected.'),
         ("blocks:causal=1", 'The option "causal" of the attention "blocks" is "1", but true or false is expected.'),
         (
             "blocks:block=1,block=2",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image, features
 
 from vgen.checkpoints import Capabilities, Checkpoint, resolve
 from vgen.errors import UsageError
@@ -60,14 +61,19 @@ def test_seeds_are_drawn_anew() -> None:
         ({"width": 0}, "A width of 0 is not legal", "use --width 16."),
         ({"height": -5}, "A height of -5 is not legal", "use --height 16."),
         ({"width": 10**9}, "A width of 1000000000 is not legal", "use --width 16384."),
+        ({"width": 10**400}, "is not legal", "use --width 16384."),
+        ({"num_frames": -(10**400)}, "frames are not legal", "use --frames 1."),
         ({"num_frames": 16}, "16 frames are not legal", "use --frames 13 or --frames 17."),
         ({"num_frames": 0}, "0 frames are not legal", "use --frames 1."),
         ({"seconds": 0.0}, "0 seconds are not legal", "use --seconds"),
         ({"seconds": float("nan")}, "nan seconds are not legal", "use --seconds"),
         ({"seconds": 1e9}, "1e+09 seconds are not legal", "use --seconds"),
         ({"seconds": 2.0, "num_frames": 17}, "Both frames and seconds", "use --frames or --seconds"),
-        ({"fps": 0.0}, "0 frames per second", "more than 0"),
-        ({"fps": float("inf")}, "inf frames per second", "more than 0"),
+        ({"fps": 0.0}, "0 frames per second", "from 0.001 to 1000"),
+        ({"fps": 1e-9}, "1e-09 frames per second", "from 0.001 to 1000"),
+        ({"fps": float("nan")}, "nan frames per second", "from 0.001 to 1000"),
+        ({"fps": float("inf")}, "inf frames per second", "from 0.001 to 1000"),
+        ({"gpus": 10**9, "context_parallel": "unified"}, "on 1000000000 GPUs", "--gpus 2"),
         ({"seed": -1}, "A seed of -1", f"from 0 to {MAX_SEED}"),
         ({"seed": MAX_SEED + 1}, "A seed of", f"from 0 to {MAX_SEED}"),
         ({"num_inference_steps": 0}, "0 steps are not legal", "from 1 to 1000"),
@@ -80,6 +86,7 @@ def test_seeds_are_drawn_anew() -> None:
         ({"sampler": "heun:x=1"}, 'The sampler "heun" has no option "x"', 'it takes no options: write "heun".'),
         ({"device": "gpu"}, 'no device "gpu"', "choose one of"),
         ({"device": "cuda:x"}, 'no device "cuda:x"', "cuda:1"),
+        ({"device": "cuda:²"}, 'no device "cuda:²"', "cuda:1"),
         ({"dtype": "bfloat"}, 'no dtype "bfloat". Did you mean "bfloat16"?', "choose one of"),
         ({"prompt": " \n\t"}, "The prompt is empty", "say what to show"),
         ({"image": Path("nowhere.png")}, "There is no image nowhere.png", "check the path"),
@@ -98,13 +105,11 @@ def test_an_unreadable_image_is_refused(tmp_path: Path) -> None:
     path.write_text("no image")
     with pytest.raises(UsageError, match="Cannot read the image"):
         planned(image=path)
-    with pytest.raises(UsageError, match="Cannot read the image"):
+    with pytest.raises(UsageError, match=r"Cannot read the image .*: Is a directory"):
         planned(image=tmp_path)
 
 
 def test_a_truncated_image_is_refused(tmp_path: Path) -> None:
-    from PIL import Image
-
     whole = tmp_path / "whole.png"
     Image.effect_noise((64, 64), 50).save(whole)
     assert planned(image=whole).image == whole
@@ -114,11 +119,27 @@ def test_a_truncated_image_is_refused(tmp_path: Path) -> None:
         planned(image=cut)
 
 
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_a_damaged_avif_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.avif"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes().replace(b"av01", b"av99"))
+    with pytest.raises(UsageError, match="Cannot read the image"):
+        planned(image=path)
+
+
 def test_a_model_that_cannot_start_from_an_image_takes_none(tmp_path: Path) -> None:
     checkpoint = toyland()
     checkpoint = replace(checkpoint, can=Capabilities(text_to_video=True))
     with pytest.raises(UsageError, match="cannot start from an image"):
         plan(GenerateRequest(prompt="a", image=tmp_path / "first.png"), checkpoint)
+
+
+def test_a_whole_number_of_any_length_is_a_number() -> None:
+    """As Python's JSON reads it: a float of that size there is not."""
+    request = GenerateRequest.from_dict({"prompt": "a", "fps": 10**400})
+    with pytest.raises(UsageError, match="inf frames per second"):
+        plan(request, toyland())
 
 
 def test_a_model_that_always_starts_from_an_image_takes_nothing_else() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from vgen.errors import UsageError, did_you_mean
@@ -71,8 +73,8 @@ def _convert(value: str, kind: type, where: str) -> bool | int | float | str:
         if value.lower() in ("true", "false"):
             return value.lower() == "true"
     else:
-        try:
-            return int(value) if kind is int else float(value)
-        except ValueError:
-            pass
+        with suppress(ValueError):
+            number = int(value) if kind is int else float(value)
+            if math.isfinite(number):
+                return number
     raise UsageError(f'{where} is "{value}", but {_EXPECTED[kind]} is expected.')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from vgen.performance import Settings
 from vgen.sampling import SAMPLERS
 
 MAX_SEED = 2**63 - 1
+MAX_GPUS = 64  # of one machine
+MIN_FPS, MAX_FPS = 0.001, 1000.0  # an .mp4 cannot have frames that are shown for a day
 # How a model is told which frames are given: by a timestep of 0 at their tokens, or by their latents, noised anew at
 # each step, which any model takes and few heed as well.
 KNOWN_FRAMES = ("timesteps", "reinject")
@@ -163,8 +166,10 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
     if not request.prompt.strip():
         raise UsageError("The prompt is empty.", tip='say what to show: vgen generate "a red ball bounces on grass".')
     fps = _given(request.fps, defaults.fps)
-    if not (math.isfinite(fps) and 0 < fps <= 1000):
-        raise UsageError(f"{fps:g} frames per second cannot be written.", tip="choose more than 0 and at most 1000.")
+    if not MIN_FPS <= fps <= MAX_FPS:
+        raise UsageError(
+            f"{fps:g} frames per second cannot be written.", tip=f"choose from {MIN_FPS:g} to {MAX_FPS:g}."
+        )
     notes: list[str] = []
     sampler = _given(request.sampler, defaults.sampler)
     options.parse(sampler, SAMPLERS, what="sampler")
@@ -273,8 +278,8 @@ def nearest_legal(value: float, *, multiple: int, offset: int, lowest: int, high
 
     There is one only where `value` is legal itself or lies outside the bounds.
     """
-    under = math.floor((value - offset) / multiple) * multiple + offset
-    over = math.ceil((value - offset) / multiple) * multiple + offset
+    under = int((value - offset) // multiple) * multiple + offset
+    over = -int((offset - value) // multiple) * multiple + offset
     return tuple(sorted({min(max(near, lowest), highest) for near in (under, over)}))
 
 
@@ -466,7 +471,7 @@ def _check_given(request: GenerateRequest, checkpoint: Checkpoint) -> str | None
                 raise UsageError("There is a last image and no first one.", tip="give both: --image and --last-image.")
             raise UsageError(
                 f'The model "{checkpoint.name}" makes videos from a first image, and none is given.',
-                tip="give one with --image.",
+                tip="give one with --image, or use a text-to-video model.",
             )
         if request.last_image is not None and not can.last_image:
             raise UsageError(f'The model "{checkpoint.name}" cannot end with an image.', tip="leave out --last-image.")
@@ -482,7 +487,8 @@ def _check_given(request: GenerateRequest, checkpoint: Checkpoint) -> str | None
             raise UsageError(
                 f'The model "{checkpoint.name}" cannot {"start from an image" if only_first else "be given frames"}: '
                 "it was not trained to.",
-                tip="use a model that can: vgen models list tells which, or try --known-frames reinject.",
+                tip="use a model that can, such as toyland (vgen models show tells what one can), or try "
+                "--known-frames reinject.",
             )
     for path in images:
         open_image(path)
@@ -513,8 +519,10 @@ def _check_video(request: GenerateRequest) -> None:
 
 def _gpus(request: GenerateRequest) -> int | None:
     """Return how many GPUs share a video; None for one."""
-    if request.gpus is not None and request.gpus < 1:
-        raise UsageError(f"A video cannot be made on {request.gpus} GPUs.", tip="use --gpus 2, or leave it out.")
+    if request.gpus is not None and not 1 <= request.gpus <= MAX_GPUS:
+        raise UsageError(
+            f"A video cannot be made on {request.gpus} GPUs.", tip=f"use --gpus 2 to {MAX_GPUS}, or leave it out."
+        )
     return None if request.gpus == 1 else request.gpus
 
 
@@ -547,7 +555,8 @@ def from_json(key: str, declared: str, value: Any) -> Any:
     if expected == "Path" and isinstance(value, str | Path):
         return Path(value)
     if expected == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-        return value
+        # JSON has whole numbers of any length.
+        return value if isinstance(value, float) or abs(value) <= sys.float_info.max else math.inf
     if expected == "int" and isinstance(value, int) and not isinstance(value, bool):
         return value
     if expected == "str" and isinstance(value, str):

@@ -70,7 +70,7 @@ class Memory:
 def check_names(device: str, dtype: str) -> None:
     """Raise `UsageError` unless both are names that `choose` takes; asks no hardware and imports nothing."""
     kind, colon, index = device.partition(":")
-    if kind not in DEVICES or (colon and not (kind == "cuda" and index.isdigit())):
+    if kind not in DEVICES or (colon and not (kind == "cuda" and index.isdecimal())):
         raise UsageError(
             f'There is no device "{device}".{did_you_mean(kind, DEVICES)}',
             tip=f"choose one of: {', '.join(DEVICES)}, or one of several GPUs as cuda:1.",

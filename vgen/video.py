@@ -128,7 +128,9 @@ def read(path: Path) -> Video:
     done = _ffmpeg("-i", _url(path), *sharp, *pictures, loglevel="info")
     header = re.match(rb"P6\n(\d+) (\d+)\n255\n", done.stdout)
     if done.returncode or header is None:
-        raise VgenError(f"{path} cannot be read as a video: {_last_line(done)}")
+        has_no_picture = b"Stream #0" in done.stderr and b"Video:" not in done.stderr
+        reason = "it has no picture." if has_no_picture else _last_line(done)
+        raise VgenError(f"{path} cannot be read as a video: {reason}")
     width, height = int(header[1]), int(header[2])
     pictures_FN = np.frombuffer(done.stdout, np.uint8).reshape(-1, header.end() + height * width * 3)
     frames = pictures_FN[:, header.end() :].reshape(-1, height, width, 3)

@@ -34,7 +34,7 @@ def _read(path: Path, modified: int, size: int) -> Video:
     except VgenError as error:
         tip = error.tip or "give a file that ffmpeg reads, or a folder of PNGs."
         raise UsageError(error.message, tip=tip) from error
-    except (OSError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(
             f"Cannot read the frames in {path}: {error}.", tip="give PNGs that are whole and of one size."
         ) from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from vgen import runtime
 from vgen.conditioning.images import cut_note, fit_image, open_image
 from vgen.errors import UsageError
 
@@ -137,6 +138,12 @@ class Continuation:
         assert plan.extend is not None
         clip, notes = _clip(plan)
         num_new = max(1, round(plan.extend * plan.fps))
+        needed, free = float(num_new * clip[0].nbytes), runtime.memory("cpu").free
+        if needed > free:
+            raise UsageError(
+                f"{plan.extend:g} more seconds take {needed / 1e9:.3g} GB of memory; {free / 1e9:.1f} GB are free.",
+                tip="use a shorter --extend, and go on from the video that was made.",
+            )
         overlaps = overlaps_of(len(clip), num_new, window=plan.num_frames, step=plan.checkpoint.rules.frame_multiple)
         notes.append(
             f"{num_new} frames ({num_new / plan.fps:.4g} s) go behind the {len(clip)} of the clip, in "

@@ -21,8 +21,16 @@ def open_image(path: Path) -> Image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError as error:
         raise UsageError(f"There is no image {path}.", tip="check the path.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "it is no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        RuntimeError,
+        Image.DecompressionBombError,
+    ) as error:
+        is_none = isinstance(error, UnidentifiedImageError)
+        reason = "it is no image that Pillow knows" if is_none else getattr(error, "strerror", None) or str(error)
         raise UsageError(f"Cannot read the image {path}: {reason}.", tip="give a PNG, JPEG or WebP file.") from error
 
 
