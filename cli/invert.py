@@ -103,7 +103,7 @@ def invert(
         "dtype": dtype,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    path = output or clip.with_name(f"{clip.name}.noise{SUFFIX}")
+    path = output or clip.parent / f"{clip.name or 'clip'}.noise{SUFFIX}"
     if path.suffix != SUFFIX:
         raise UsageError(f'"{path.name}" does not end in {SUFFIX}.', tip=f"use -o noise{SUFFIX}.")
     plan = planned(EditRequest(video=clip, **given))

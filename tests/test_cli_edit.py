@@ -287,7 +287,7 @@ def test_without_a_source_the_prompt_is_empty_and_that_is_said(model: tuple[str,
         (("--target", "a", "--method", "rf-solvr"), 'Did you mean "rf-solver"'),
         (("--target", "a", "--method", "rf-solver:share=tme"), 'There is no share "tme"'),
         (("--target", "a", "--method", "rf-solver:begin=1"), "are none"),
-        (("--target", "a", "--mask", "missing.png"), "There is no video missing.png"),
+        (("--target", "a", "--mask", "missing.png"), "There is no mask missing.png"),
         (("--target", "a", "--mask", "small.png"), "is 8x8 and the clip 50x38"),
         (("--target", "a", "--mask", "short"), "has 3 frames and the clip 8"),
         (("--target", "a", "--mask", "black.png"), "is black all over"),
@@ -298,9 +298,12 @@ def test_without_a_source_the_prompt_is_empty_and_that_is_said(model: tuple[str,
         (("--target", "a", "--guidance-scale-2", "3"), "has one transformer"),
         (("--target", "a", "--offload", "model", "--device", "cpu"), "main memory"),
         (("--target", "a", "--width", "30"), "A width of 30 is not legal"),
-        (("--target", "a", "--overlap", "5"), "leaves nothing new"),
+        (("--target", "a", "--overlap", "5"), "An overlap of 5 frames is not possible"),
+        (("--target", "a", "--overlap", "-5", "--seconds", "0.1"), "An overlap of -5 frames is not possible"),
         (("--target", "a", "--seconds", "0"), "--seconds 0 is not legal"),
-        (("--target", "a", "--start", "9"), "holds no frames after second 9"),
+        (("--target", "a", "--seconds", "1e-9"), "--seconds 1e-09 is not legal"),
+        (("--target", "a", "--start", "1e300"), "--start 1e+300 is not legal"),
+        (("--target", "a", "--start", "9"), "holds no frames after second 9.\nTip: choose a lower --start."),
         (("--target", "a", "-o", "out.avi"), "no format that vgen writes"),
     ],
 )
@@ -352,6 +355,15 @@ def test_other_families_edit_by_the_same_code(tmp_path: Path, family: Any, size:
     assert footage.read(Path("out.mp4")).frames.shape == (8, 38, 50, 3)
     # The folder of the features is gone.
     assert sorted(path.name for path in Path().iterdir()) == ["clip.mp4", "model", "out.mp4", "out.mp4.json"]
+
+
+def test_the_noise_of_the_current_folder_lies_in_it(model: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("frames").mkdir()
+    monkeypatch.chdir("frames")
+    Image.new("RGB", (50, 38)).save("0.png")
+    result = vgen("invert", ".", *model, "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[0] == "clip.noise.safetensors"
 
 
 def test_sdedit_does_not_invert() -> None:

@@ -103,8 +103,8 @@ def _file(path: Path, start: float, seconds: float | None) -> Footage:
     facts = _probe(path)
     notes = []
     decoder = ["-c:v", "libvpx-vp9"] if facts.hidden_alpha else []
-    command = [*_ffmpeg("level+info"), "-xerror", *decoder, "-ss", str(start), "-i", f"file:{path}"]
-    command += [] if seconds is None else ["-t", str(seconds)]
+    command = [*_ffmpeg("level+info"), "-xerror", *decoder, "-ss", f"{start:f}", "-i", f"file:{path}"]
+    command += [] if seconds is None else ["-t", f"{seconds:f}"]
     has_alpha = facts.hidden_alpha or bool(ALPHA.match(facts.pixels))
     command += [
         "-map",
@@ -119,7 +119,8 @@ def _file(path: Path, start: float, seconds: float | None) -> Footage:
         times = [float(time) for time in re.findall(rb"pts_time:\s*(-?[\d.]+)", _content(messages))]
         if not pictures and (is_done or b"Output file is empty" in _content(messages)):
             raise UsageError(
-                f"{path} holds no frames" + (f" after second {start:g}." if start else "."), tip="check the file."
+                f"{path} holds no frames" + (f" after second {start:g}." if start else "."),
+                tip="choose a lower --start." if start else "check the file.",
             )
         # What is cut off is only logged.
         if not is_done or re.search(rb"\[(error|fatal)\]", _content(messages)):

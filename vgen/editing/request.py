@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 METHOD = "rf-solver"
 MASK = "auto"
+LONGEST = 1e6  # seconds: days of video
 INVERSION = "inversion"  # the kind of a file that `vgen invert` writes
 # What an inversion decides for every edit that begins from it.
 FIXED = (
@@ -292,9 +293,12 @@ def _check_attention(request: EditRequest, method: Method) -> None:
 
 
 def _check_part(request: EditRequest) -> None:
-    for name, value, lowest in (("start", request.start, "0 or more"), ("seconds", request.seconds, "more than 0")):
-        if value is not None and not (math.isfinite(value) and (value > 0 or (name == "start" and value == 0))):
-            raise UsageError(f"--{name} {value:g} is not legal.", tip=f"choose {lowest}.")
+    for name, value, lowest in (("start", request.start, 0.0), ("seconds", request.seconds, 0.001)):
+        if value is not None and not lowest <= value <= LONGEST:
+            raise UsageError(
+                f"--{name} {value:g} is not legal.",
+                tip=f"choose seconds of the clip, from {lowest:g} to {LONGEST:.0f}.",
+            )
 
 
 def _shown(
@@ -464,9 +468,10 @@ def _window(request: EditRequest, checkpoint: Checkpoint, count: int, notes: lis
     bounds = {"multiple": rules.frame_multiple, "offset": 1, "lowest": 1, "highest": rules.max_frames}
     window = min(nearest_legal(window, **bounds), key=lambda near: abs(near - window))
     overlap = _given(request.overlap, max(0, min(window - 1, (window - 1) // 4)))
-    if count > window and not 0 <= overlap < window:
+    if overlap < 0 or (count > window and overlap >= window):
         raise UsageError(
-            f"An overlap of {overlap} frames leaves nothing new in {window}.", tip=f"choose from 0 to {window - 1}."
+            f"An overlap of {overlap} frames is not possible: {window} are edited at once.",
+            tip=f"choose from 0 to {window - 1}.",
         )
     return window, overlap
 
