@@ -116,7 +116,7 @@ def request(fields: dict[str, Any], from_: Path | None) -> tuple[EditRequest, Ma
 
     was = {"video": asked.video, "noise": asked.noise}
     for name, path in was.items():
-        if path is not None and name not in fields and content(path) != made_by[f"{name}_sha256"]:
+        if path is not None and name not in fields and content(path) != made_by.get(f"{name}_sha256"):
             raise VgenError(f"{path} has changed since the video was made.", tip="give the file that it was made of.")
     return asked, made_by
 

@@ -212,7 +212,15 @@ def test_a_plan_tells_each_layer_its_frames(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="for 2 layers and 6 latent frames"):
         pattern.check((7, 2, 4), 2)
     (tmp_path / "broken.json").write_text('{"layers": 3}')
-    for name, message in (("broken.json", "is no plan"), ("none.json", "There is no plan")):
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "half.json").write_text('{"layers": [')
+    for name, message in (
+        ("broken.json", "is no plan of tiles: it is another kind of JSON"),
+        ("list.json", "is no plan of tiles: it is another kind of JSON"),
+        ("half.json", "is no plan of tiles: Expecting value"),
+        (".", "is no plan of tiles: Is a directory"),
+        ("none.json", "There is no plan"),
+    ):
         with pytest.raises(UsageError, match=message):
             attention.parse(f"tile:plan={tmp_path / name}")
 

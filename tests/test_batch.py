@@ -62,6 +62,9 @@ def test_broken_line_is_an_error_among_the_others(tmp_path: Path, line: str | by
 def test_files_without_prompts_are_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no prompts"):
         lines_of(tmp_path, "p.txt", "\n \n")
+    for content in ("a ball".encode("utf-16"), b"\0\0\0 ftypisom"):
+        with pytest.raises(UsageError, match="is no text in UTF-8"):
+            lines_of(tmp_path, "p.txt", content)
     with pytest.raises(VgenError, match=r"Cannot read the prompts in .*: No such file"):
         batch.read(tmp_path / "missing.txt", {})
     with pytest.raises(VgenError, match=r"Cannot read the prompts in .*: Is a directory"):
@@ -74,7 +77,7 @@ def test_any_bytes_are_lines_or_one_error(tmp_path: Path, content: bytes, name: 
     try:
         lines = lines_of(tmp_path, name, content)
     except UsageError:
-        assert not content.removeprefix(b"\xef\xbb\xbf").strip()
+        assert b"\0" in content or not content.removeprefix(b"\xef\xbb\xbf").strip()
     else:
         assert all(isinstance(line.request, GenerateRequest | UsageError) for line in lines)
 

@@ -56,6 +56,11 @@ def test_any_other_name_is_an_error_for_people(name: str) -> None:
         resolve(name)
 
 
+def test_the_embedded_checkpoint_has_no_revisions() -> None:
+    with pytest.raises(UsageError, match='"toyland" comes with vgen and has no revision "v2"'):
+        resolve("toyland@v2")
+
+
 def test_a_folder_is_described_by_its_own_files(tiny_checkpoint: Path, tiny_expanded: Path) -> None:
     checkpoint = resolve(str(tiny_checkpoint))
     assert (checkpoint.family, checkpoint.source, checkpoint.folder) == ("wan", "folder", tiny_checkpoint)

@@ -288,6 +288,7 @@ def test_hub_ids_are_read_and_not_asked_for() -> None:
         ("nowhere.safetensors", 'There is no LoRA "nowhere.safetensors"'),
         ("nowhere/style.safetensors", 'There is no LoRA "nowhere/style.safetensors"'),
         ("/nowhere/at/all.safetensors", "There is no LoRA"),
+        ("~nobody-of-this-name/style.safetensors", "There is no LoRA"),
         ("someone/loras/style.zip", "is no safetensors file"),
         ("a\0b", "There is no LoRA"),
         ("x" * 5000, "There is no LoRA"),

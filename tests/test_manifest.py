@@ -74,7 +74,20 @@ def test_video_without_a_manifest_is_one_clear_error(tmp_path: Path) -> None:
         manifest.read(tmp_path / "missing.mp4")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"prompt": "a"}', "\xff"])
+@pytest.mark.parametrize("path", [".", "/", "m.json"])
+def test_folder_without_a_manifest_is_one_clear_error(
+    tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("m.json").mkdir()
+    with pytest.raises(VgenError, match="holds no manifest"):
+        manifest.read(Path(path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"prompt": "a"}', '{"request": [], "checkpoint": {}, "versions": {}}', "\xff"],
+)
 def test_json_that_is_no_manifest_is_one_clear_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "m.json").write_text(text, encoding="latin-1")
     with pytest.raises(VgenError, match="manifest"):
@@ -101,6 +114,9 @@ def test_image_that_changed_is_an_error_unless_it_is_given(tmp_path: Path, tiny_
     with pytest.raises(VgenError, match="has changed"):
         manifest.request(made, {})
     assert manifest.request(made, {"image": image}).image == image
+    del made["image_sha256"]
+    with pytest.raises(VgenError, match="has changed"):
+        manifest.request(made, {})
 
 
 def test_other_weights_and_libraries_are_told(made: manifest.Manifest, tiny_checkpoint: Path) -> None:

@@ -50,12 +50,16 @@ def read(path: Path, defaults: Mapping[str, Any]) -> list[PromptLine]:
 
     A line is a prompt. In a .jsonl file, and wherever a line starts with a brace, it is a JSON object instead: a
     prompt and any other fields of a request, which win over `defaults`. Raises `VgenError` when the file cannot be
-    read and `UsageError` when it holds no line at all; a broken line is returned as its error.
+    read and `UsageError` when it is no text or holds no line at all; a broken line is returned as its error.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise VgenError(f"Cannot read the prompts in {path}: {error.strerror}.") from error
+        raise VgenError(
+            f"Cannot read the prompts in {path}: {error.strerror}.", tip="give a file with a prompt on each line."
+        ) from error
+    if b"\0" in content:
+        raise UsageError(f"{path} is no text in UTF-8.", tip="give a file with a prompt on each line, saved as UTF-8.")
     lines = []
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         if line.strip():
@@ -116,9 +120,10 @@ def _line(number: int, line: bytes, defaults: Mapping[str, Any], *, is_jsonl: bo
         fields = _object(text) if is_jsonl or text.startswith("{") else {"prompt": text}
         return PromptLine(number=number, request=GenerateRequest.from_dict(merge(defaults, fields)))
     except UnicodeDecodeError:
-        return PromptLine(number=number, request=UsageError("The line is not UTF-8 text."))
-    except UsageError as error:
+        error = UsageError("The line is not UTF-8 text.", tip="save the file as UTF-8.")
         return PromptLine(number=number, request=error)
+    except UsageError as wrong:
+        return PromptLine(number=number, request=wrong)
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -217,7 +218,8 @@ def _parts(text: str) -> tuple[str, str, float]:
 def _source(text: str, source: str) -> Lora:
     path = Path(source)
     if source.startswith("~"):
-        path = path.expanduser()
+        with suppress(RuntimeError):  # nobody is called so
+            path = path.expanduser()
     if _exists(path):
         return Lora(local=_file_in(path) if path.is_dir() else path)
     found = _HUB_ID.fullmatch(source)

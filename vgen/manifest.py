@@ -26,6 +26,8 @@ Manifest = dict[str, Any]
 
 LIBRARIES = ("torch", "diffusers", "transformers")
 
+_WHAT_HAS_ONE = "give a video that vgen wrote, or the .json beside it."
+
 
 def build(
     plan: Plan,
@@ -75,19 +77,22 @@ def identity(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def sidecar(path: Path) -> Path:
     """Return where the manifest of the video at `path` lies beside it: `clip.mp4.json` for `clip.mp4`."""
-    return path.with_name(f"{path.name}.json")
+    return path.parent / f"{path.name}.json"
 
 
 def read(path: Path) -> Manifest:
     """Return the manifest inside a video, beside it, or in a .json file; raise `VgenError` when there is none."""
     if not path.exists():
         raise VgenError(f"There is no file {path}.", tip="check the path.")
-    if path.suffix.lower() == ".json":
+    if path.is_file() and path.suffix.lower() == ".json":
         return _parse(path.read_bytes(), path)
     if path.is_file():
         from vgen import video
 
-        inside = video.read_tags(path).get(video.MANIFEST_TAG)
+        try:
+            inside = video.read_tags(path).get(video.MANIFEST_TAG)
+        except VgenError as error:
+            raise VgenError(error.message, tip=_WHAT_HAS_ONE) from error
         if inside is not None:
             return _parse(inside, path)
     if sidecar(path).is_file():
@@ -107,7 +112,7 @@ def request(manifest: Manifest, changes: Mapping[str, Any]) -> GenerateRequest:
     for name, paths in _given_files(asked).items():
         if not paths or name in changes or not all(path.exists() for path in paths):
             continue
-        if _content(paths) != manifest[f"{name}_sha256"]:
+        if _content(paths) != manifest.get(f"{name}_sha256"):
             option = "--" + name.replace("_", "-")
             kind = {"lora": "LoRA", "interpolate": "image"}.get(name, name.replace("_", " "))
             named = f"The {kind} {paths[0]} has" if len(paths) == 1 else f"An {kind} of {option} has"
@@ -178,7 +183,8 @@ def _parse(text: str | bytes, path: Path) -> Manifest:
     try:
         manifest = json.loads(text)
     except ValueError as error:
-        raise VgenError(f"The manifest in {path} is damaged: {error}.") from error
-    if not isinstance(manifest, dict) or not manifest.keys() >= {"request", "checkpoint", "versions"}:
-        raise VgenError(f"{path} is no manifest of vgen.", tip="give a video that vgen wrote, or the .json beside it.")
+        raise VgenError(f"The manifest in {path} is damaged: {error}.", tip=_WHAT_HAS_ONE) from error
+    parts = ("request", "checkpoint", "versions")
+    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(part), dict) for part in parts):
+        raise VgenError(f"{path} is no manifest of vgen.", tip=_WHAT_HAS_ONE)
     return manifest

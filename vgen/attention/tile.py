@@ -106,8 +106,11 @@ def read_plan(path: Path) -> dict[str, Any]:
                 raise ValueError(f"{layer['global']} global frames of {plan['grid'][0]}")
     except FileNotFoundError as error:
         raise UsageError(f"There is no plan {path}.", tip="make one with: vgen attention search -o FILE.") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        is_other = isinstance(error, LookupError | TypeError)
         raise UsageError(
-            f"{path} is no plan of tiles: {error}.", tip="make one with: vgen attention search."
+            f"{path} is no plan of tiles: {'it is another kind of JSON' if is_other else reason}.",
+            tip="make one with: vgen attention search -o FILE.",
         ) from error
     return dict(plan)

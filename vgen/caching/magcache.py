@@ -50,6 +50,9 @@ class MagCache:
             read_ratios(Path(self.ratios))
         elif Path(self.calibrate).exists():
             raise UsageError(f"{self.calibrate} exists.", tip="give the ratios another name, or remove it.")
+        elif not Path(self.calibrate).parent.is_dir():
+            folder = Path(self.calibrate).parent
+            raise UsageError(f"There is no folder {folder} to write the ratios to.", tip="make it, or name another.")
 
     def config(self, num_inference_steps: int, dtype: Any) -> Any:
         """Return diffusers' configuration of the cache."""
@@ -84,7 +87,11 @@ def read_ratios(path: Path) -> list[float]:
     try:
         ratios = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"Cannot read the ratios in {path}: {error}.") from error
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(
+            f"Cannot read the ratios in {path}: {reason}.",
+            tip="measure them with --cache magcache:calibrate=ratios.json.",
+        ) from error
     is_numbers = isinstance(ratios, list) and all(isinstance(value, int | float) for value in ratios)
     if not is_numbers or not ratios or not all(math.isfinite(value) for value in ratios):
         raise UsageError(

@@ -10,7 +10,7 @@ from typing import Any
 from vgen import hub
 from vgen.checkpoints.checkpoint import Capabilities, Checkpoint, Component, Peak, Rules, defaults
 from vgen.checkpoints.layout import components
-from vgen.errors import CheckpointError, first_line
+from vgen.errors import CheckpointError, UsageError, first_line
 from vgen.integrity import CheckpointFile
 from vgen.loras import Lora
 
@@ -51,6 +51,8 @@ def named(name: str, revision: str | None) -> Checkpoint:
     files = tuple(CheckpointFile(**file) for file in entry.get("files", []))
     folder: Path | None
     if repo is None:
+        if revision:
+            raise UsageError(f'"{name}" comes with vgen and has no revision "{revision}".', tip=f"use {name} alone.")
         folder = Path(str(importlib.resources.files("vgen"))) / entry["path"]
     else:
         folder, revision, files = _cached(repo, revision)

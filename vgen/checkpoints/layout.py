@@ -10,6 +10,8 @@ from vgen import integrity
 from vgen.checkpoints.checkpoint import Component
 from vgen.errors import CheckpointError, first_line
 
+COPY_AGAIN = "copy or download the folder again."
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object that a JSON file holds. Raises `CheckpointError` where there is none."""
@@ -21,9 +23,9 @@ def read_json(path: Path) -> dict[str, Any]:
             tip="give the folder that holds model_index.json and one folder per component.",
         ) from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"Cannot read {path}: {first_line(error)}") from error
+        raise CheckpointError(f"Cannot read {path}: {first_line(error)}.", tip=COPY_AGAIN) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"Cannot read {path}: a JSON object is expected.")
+        raise CheckpointError(f"Cannot read {path}: a JSON object is expected.", tip=COPY_AGAIN)
     return content
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vgen import integrity, loras
 from vgen.checkpoints.checkpoint import Checkpoint
-from vgen.checkpoints.layout import read_json
+from vgen.checkpoints.layout import COPY_AGAIN, read_json
 from vgen.errors import CheckpointError
 from vgen.integrity import PICKLES, CheckpointFile
 
@@ -92,4 +92,4 @@ def _repair(checkpoint: Checkpoint) -> str:
         return "install vgen again: its own checkpoint comes with the package."
     if checkpoint.source == "hub":
         return f"get what is missing or damaged anew: vgen models pull --full {checkpoint.name}"
-    return "copy or download the folder again."
+    return COPY_AGAIN
