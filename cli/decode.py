@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False)
 EPILOG = """
 [bold]Examples[/bold]
 
-vgen decode clip.mp4.latents.safetensors [dim]makes clip.mp4[/dim]
+vgen decode clip.mp4.latents.safetensors [dim]# makes clip.mp4[/dim]
 
 vgen decode clip.mp4.latents.safetensors -o clip.gif
 """
@@ -50,7 +50,11 @@ def decode(
     if edit.is_edit(latents):
         changes = {"device": device, "dtype": dtype, "performance": performance}
         given = {name: value for name, value in changes.items() if value is not None}
-        job = edit.decoding(latents, output or outputs.video_path(latents), {**given, "offload": "auto"})
+        path = outputs.video_path(latents)
+        if output is not None:
+            path = output / path.name if outputs.is_folder(output) else output
+        outputs.check_suffix(path)
+        job = edit.decoding(latents, path, {**given, "offload": "auto"})
         outputs.check(job.output, force=force, begins=False)
         outputs.prepare_folder(job.output)
         with progress.shown(num_jobs=1) as watch:

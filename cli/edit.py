@@ -21,15 +21,15 @@ EPILOG = """
 
 vgen edit clip.mp4 --source "a red ball moves right on grass" --target "a blue cube moves right on grass" -o out.mp4
 
-vgen edit clip.mov --target "a snowy night" --compare [dim]and a video of both, side by side[/dim]
+vgen edit clip.mov --target "a snowy night" --compare [dim]# and a video of both, side by side[/dim]
 
 vgen edit clip.mp4 --source "..." --target "..." --method rf-solver --inject 3 --mask mask.png
 
-vgen invert clip.mp4 --source "..." -o noise.safetensors [dim]once, then as many edits as wanted:[/dim]
+vgen invert clip.mp4 --source "..." -o noise.safetensors [dim]# once, then as many edits as wanted:[/dim]
 
 vgen edit clip.mp4 --noise noise.safetensors --target "..." -o one.mp4
 
-vgen edit --from out.mp4 --guidance-scale 5 [dim]the same with one thing changed[/dim]
+vgen edit --from out.mp4 --guidance-scale 5 [dim]# the same with one thing changed[/dim]
 """
 
 WHAT, HOW = edits.WHAT, edits.HOW

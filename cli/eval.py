@@ -19,15 +19,15 @@ app = typer.Typer(add_completion=False)
 EPILOG = f"""
 [bold]Tasks[/bold]
 
-generate [dim]videos from prompts[/dim]
+generate: [dim]videos from prompts[/dim]
 
-known-frames [dim]{", ".join(TASKS["known-frames"].parts)}[/dim]
+known-frames: [dim]{", ".join(TASKS["known-frames"].parts)}[/dim]
 
-edit [dim]{", ".join(TASKS["edit"].parts)}[/dim]
+edit: [dim]{", ".join(TASKS["edit"].parts)}[/dim]
 
 [bold]Examples[/bold]
 
-vgen eval --prompts 20 [dim]a first impression[/dim]
+vgen eval --prompts 20 [dim]# a first impression[/dim]
 
 vgen eval --model my-toyland --prompts 130 -o outputs/my-score --format json
 

@@ -24,23 +24,23 @@ EPILOG = """
 
 vgen generate "a red ball bounces on the grass"
 
-vgen generate "a blue cube moves left" --seed 1 --seed 2 -o cube.mp4 [dim]cube-1.mp4 and cube-2.mp4[/dim]
+vgen generate "a blue cube moves left" --seed 1 --seed 2 -o cube.mp4 [dim]# cube-1.mp4 and cube-2.mp4[/dim]
 
 vgen generate "it jumps" --image first.png --seconds 4 -o jump.gif
 
-vgen generate "it jumps" --video clip.mp4 --extend 3 [dim]the clip, and how it goes on[/dim]
+vgen generate "it jumps" --video clip.mp4 --extend 3 [dim]# the clip, and how it goes on[/dim]
 
 vgen generate "a ball rolls" --interpolate a.png@0 --interpolate b.png@8 --interpolate c.png@16
 
 vgen generate "a fox" --model wan2.1-1.3b --lora style.safetensors:0.8
 
-vgen generate "snow" --video clip.mp4 --mask hole.png [dim]anew where the mask is white[/dim]
+vgen generate "snow" --video clip.mp4 --mask hole.png [dim]# anew where the mask is white[/dim]
 
-vgen generate --prompts prompts.txt -o clips/ [dim]one video per line[/dim]
+vgen generate --prompts prompts.txt -o clips/ [dim]# one video per line[/dim]
 
-vgen generate --from clip.mp4 [dim]the same frames again[/dim]
+vgen generate --from clip.mp4 [dim]# the same frames again[/dim]
 
-vgen generate --from clip.mp4 --steps 50 --dry-run [dim]the plan, with one thing changed[/dim]
+vgen generate --from clip.mp4 --steps 50 --dry-run [dim]# the plan, with one thing changed[/dim]
 """
 
 WHAT, GIVEN, HOW, SIZE = "What to show", "What is given of it", "How to make it", "Size and length"
@@ -274,6 +274,8 @@ def _requests(
         return batch.read(prompts, fields), None
     if from_ is not None:
         made_by = manifest.read(from_)
+        if made_by.get("task") == "edit":
+            raise UsageError(f"{from_} was made by vgen edit.", tip=f"run it again with: vgen edit --from {from_}")
         # A seed that is given counts, not the one that made the video.
         changes = {**fields, "seed": None} if seeds else fields
         return [PromptLine(number=None, request=manifest.request(made_by, changes))], made_by

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vgen import checkpoints, manifest
+from vgen import checkpoints, manifest, outputs
 from vgen.cli import flags, results
 from vgen.cli.results import Format
 
@@ -38,7 +38,8 @@ def info(
 ) -> None:
     """Tell how a video was made, or what a checkpoint is and takes."""
     path = Path(what)
-    is_checkpoint = (path / "model_index.json").is_file() or not (path.exists() or path.suffix)
+    named_as_video = path.suffix.lower() in (*outputs.SUFFIXES, ".json")
+    is_checkpoint = (path / "model_index.json").is_file() or not (path.exists() or named_as_video)
     is_checkpoint = is_checkpoint or what in checkpoints.names()
     facts = results.facts(checkpoints.resolve(what)) if is_checkpoint else manifest.read(path)
     if form is Format.json:

@@ -27,7 +27,7 @@ EPILOG = """
 
 vgen models list
 
-vgen models show wan2.1-1.3b [dim]what it needs and what would be downloaded, before anything is[/dim]
+vgen models show wan2.1-1.3b [dim]# what it needs and what would be downloaded, before anything is[/dim]
 
 vgen models pull wan2.1-1.3b
 

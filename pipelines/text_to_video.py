@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgen import attention, caching, files, options
+from vgen import attention, caching, files, options, outputs
 from vgen.backbones import Shot
 from vgen.caching.skipping import Skipped
 from vgen.conditioning import given
@@ -232,7 +232,8 @@ def load_latents(path: Path) -> tuple[Tensor, GenerateRequest]:
         raise VgenError(f"There is no file {path}.", tip="check the path.") from error
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise VgenError(
-            f"Cannot read the latents in {path}: {error}", tip="the file is damaged; run again."
+            f"Cannot read the latents in {path}: {error}",
+            tip=f"give a file that ends in {outputs.LATENTS}; if it does, it is damaged: run again.",
         ) from error
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from typer.testing import CliRunner, Result
 
 from vgen import cli, video
@@ -51,3 +52,18 @@ def test_file_that_is_none_is_one_clear_error(tmp_path: Path, content: bytes | N
     assert result.exit_code == 1
     assert str(path) in result.stderr
     assert isinstance(result.exception, SystemExit)
+
+
+def test_a_video_is_no_latents_and_the_tip_says_what_is(tmp_path: Path) -> None:
+    video.save(np.zeros((1, 16, 16, 3), np.uint8), tmp_path / "clip.mp4", fps=8)
+    result = vgen("decode", str(tmp_path / "clip.mp4"))
+    assert result.exit_code == 1
+    assert "ends in .latents.safetensors" in result.stderr
+
+
+def test_the_output_of_an_edit_is_checked_before_anything_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4.latents.safetensors"
+    save_file({"latents": np.zeros(1, np.float32)}, path, {"vgen": "edit"})
+    result = vgen("decode", str(path), "-o", "clip.avi")
+    assert result.exit_code == 2
+    assert "no format that vgen writes" in result.stderr

@@ -185,6 +185,16 @@ def test_from_a_video_without_a_manifest_is_one_clear_error() -> None:
     assert "other.mp4 holds no manifest" in result.stderr
 
 
+def test_from_an_edit_leads_to_the_right_command(small: list[str]) -> None:
+    made("generate", "a", *small, "-o", "one.mp4")
+    told = json.loads(Path("one.mp4.json").read_text())
+    Path("edit.json").write_text(json.dumps({**told, "task": "edit", "request": {"video": "x.mp4", "target": "a"}}))
+    result = vgen("generate", "--from", "edit.json")
+    assert result.exit_code == 2
+    assert "was made by vgen edit" in result.stderr
+    assert "vgen edit --from edit.json" in result.stderr
+
+
 BATCH = """{"prompt": "a red ball"}
 {"prompt": "a blue cube", "seed": 9, "frames": 1}
 {"prompt": broken}

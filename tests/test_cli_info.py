@@ -31,8 +31,22 @@ def test_checkpoint_tells_what_it_takes(tiny_checkpoint: Path) -> None:
     assert "family: wan" in CliRunner().invoke(cli.app, ["info", str(tiny_checkpoint)]).stdout
 
 
-@pytest.mark.parametrize(("what", "code", "says"), [("toylnd", 2, "toyland"), ("no/such.mp4", 1, "no/such.mp4")])
+@pytest.mark.parametrize(
+    ("what", "code", "says"),
+    [
+        ("toylnd", 2, "toyland"),
+        ("wan2.1-1.3", 2, 'Did you mean "wan2.1-1.3b"?'),
+        ("no/such.mp4", 1, "no/such.mp4"),
+        (".", 1, "holds no manifest"),
+    ],
+)
 def test_what_is_neither_is_one_clear_error(what: str, code: int, says: str) -> None:
     result = CliRunner().invoke(cli.app, ["info", what])
     assert result.exit_code == code
     assert says in result.stderr
+
+
+def test_a_hub_id_with_a_dot_is_a_checkpoint() -> None:
+    result = CliRunner().invoke(cli.app, ["info", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"])
+    assert result.exit_code == 0, result.stderr
+    assert "name: wan2.1-1.3b" in result.stdout
