@@ -22,7 +22,7 @@ from vgen.hub import readable
 
 Level = Literal["ok", "note", "problem"]
 
-REINSTALL = "pip install --force-reinstall vgen"
+REINSTALL = "install vgen anew from its folder: pip install --force-reinstall FOLDER"
 # Below this an output folder has too little space for latents and videos, and a cache for any checkpoint of the hub.
 SPACE_TO_WRITE, SPACE_FOR_CHECKPOINTS = 10**9, 30 * 10**9
 # Optional packages: where each is imported from, and what happens without it.
