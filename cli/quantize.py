@@ -123,9 +123,9 @@ def quantize(
         stream=stream,
         force=force,
     )
-    pipeline.check(asked)
+    checkpoint = checkpoints.resolve(model)
+    pipeline.check(asked, checkpoint)
     with progress.shown(1) as watch:
-        checkpoint = checkpoints.resolve(model)
         if dry_run and checkpoint.repo is not None and not checkpoints.is_whole(checkpoint):
             raise CheckpointError(
                 f'"{checkpoint.name}" was not downloaded: its layers are not known.',

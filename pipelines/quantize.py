@@ -138,8 +138,9 @@ class Made:
     seconds: list[float] = field(default_factory=list)
 
 
-def check(asked: QuantizeRequest) -> None:
-    """Raise `UsageError` or `VgenError` for what is wrong with any model, before its files are downloaded."""
+def check(asked: QuantizeRequest, checkpoint: Checkpoint) -> None:
+    """Raise `VgenError` for what is wrong whatever the checkpoint's files hold, before they are downloaded."""
+    backbones.require_runnable(checkpoint)
     quantization.parse(asked.scheme)
     runtime.check_names(asked.device, asked.dtype)
     _calibration_prompts(asked)
@@ -162,7 +163,7 @@ def plan(asked: QuantizeRequest, checkpoint: Checkpoint) -> QuantizePlan:
     Raises `UsageError` for what is not possible, and `VgenError` where the disk has no room or the output exists.
     """
     export.check_parent(checkpoint)
-    check(asked)
+    check(asked, checkpoint)
     scheme, limits = quantization.parse(asked.scheme), read_limits(asked.max_loss)
     prompts = _calibration_prompts(asked)
     found = layers.of(checkpoint)

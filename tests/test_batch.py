@@ -118,6 +118,12 @@ def test_line_that_cannot_be_planned_is_a_failure_with_its_number(tiny_checkpoin
     assert [(failure.line, failure.prompt) for failure in failures] == [(1, "a"), (2, None), (3, "c")]
 
 
+def test_model_that_cannot_run_yet_is_no_plan() -> None:
+    planned, failures = batch.plan_lines(requests(GenerateRequest(prompt="a", model="fastwan2.1-1.3b")), [])
+    assert not planned
+    assert "cannot run it yet" in str(failures[0].error)
+
+
 def test_request_from_no_file_raises_its_own_error(tiny_checkpoint: Path) -> None:
     request = GenerateRequest(prompt="a", model=str(tiny_checkpoint), width=100)
     with pytest.raises(UsageError, match="100"):

@@ -414,6 +414,8 @@ def test_wrong_requests_are_refused_before_a_model_is_downloaded(
     ):
         result = run("quantize", "wan2.1-1.3b", "--scheme", "w8a8", *options)
         assert result.exit_code in (1, 2) and said in result.stderr
+    result = run("quantize", "fastwan2.1-1.3b", "--scheme", "w8a8", "-o", tmp_path / "q")
+    assert result.exit_code == 1 and "cannot run it yet" in result.stderr
 
 
 def test_wrong_requests_are_refused_before_a_model_is_loaded(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vgen import checkpoints, loras
+from vgen import backbones, checkpoints, loras
 from vgen.checkpoints import Checkpoint
 from vgen.conditioning import given
 from vgen.errors import UsageError, VgenError, did_you_mean
@@ -83,6 +83,7 @@ def plan_lines(lines: Sequence[PromptLine], seeds: Sequence[int]) -> tuple[list[
             if isinstance(line.request, VgenError):
                 raise line.request
             checkpoint = resolve(line.request.model)
+            backbones.require_runnable(checkpoint)
             request = _anchored(line.request, checkpoint)
             takes = [request.seed] if request.seed is not None or not seeds else seeds
             for take, seed in enumerate(takes, start=1):
