@@ -32,6 +32,9 @@ def search(plans: Sequence[Plan], threshold: float, output: Path, *, block: int 
     videos, a few steps and the branches of guidance. A layer that needs more than half of the frames stays dense.
     Raises `UsageError`.
     """
+    if not 0 < threshold <= 1:
+        raise UsageError(f"A threshold of {threshold:g} is not legal.", tip="choose more than 0 and up to 1, as 0.05.")
+    attention.parse(f"tile:block={block}")  # for its checks
     import torch
 
     from vgen.attention import kernels
@@ -39,9 +42,6 @@ def search(plans: Sequence[Plan], threshold: float, output: Path, *, block: int 
     from vgen.attention.tile import frame_tiles
     from vgen.pipelines import text_to_video
 
-    if not 0 < threshold <= 1:
-        raise UsageError(f"A threshold of {threshold:g} is not legal.", tip="choose more than 0 and up to 1, as 0.05.")
-    attention.parse(f"tile:block={block}")  # for its checks
     first = plans[0]
     backbone = run.load(first, watch=watch)
     grid = backbone.token_grid(first.num_frames, first.height, first.width)

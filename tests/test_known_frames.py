@@ -350,7 +350,7 @@ def test_other_families_with_a_timestep_per_token_take_them(family: Any, tmp_pat
         ({"video": "clip.png", "extend": 1.0, "missing": "1"}, "Both --extend and --missing", "one after the other"),
         ({"video": "clip.png", "extend": -1.0}, "cannot go on for -1 seconds", "--extend 2"),
         ({"video": "clip.png", "extend": float("nan")}, "cannot go on for nan seconds", "--extend 2"),
-        ({"video": "clip.png", "extend": 1e12}, "1e+12 more seconds take", "a shorter --extend"),
+        ({"video": "clip.png", "extend": 1e12}, "1e+12 more seconds do not fit", "a shorter --extend"),
         ({"video": "clip.png", "extend": 1.0, "seconds": 2.0}, "Both --seconds and --extend", "how long"),
         ({"video": "clip.png", "extend": 1.0, "num_frames": 1}, "no room to go on in", "--frames 5"),
         ({"video": "clip.png", "extend": 1.0, "image": "a.png"}, "Both a video and images", "leave out"),

@@ -11,12 +11,12 @@ from vgen.errors import UsageError
 from vgen.runtime import Runtime
 
 
-def check_memory(num_bytes: float, device: str) -> None:
+def check_memory(num_bytes: int, device: str) -> None:
     """Raise `UsageError` where tensors do not fit into what is free of a device's memory."""
     free = runtime.memory(device).free
     if num_bytes > free:
         raise UsageError(
-            f"The tensors take {num_bytes / 1e9:.3g} GB, and {free / 1e9:.1f} GB of the memory of {device} are free.",
+            f"The tensors do not fit into the {free / 1e9:.1f} GB of memory that {device} has free.",
             tip="measure something smaller, such as fewer --tokens.",
         )
 

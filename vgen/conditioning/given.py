@@ -138,10 +138,10 @@ class Continuation:
         assert plan.extend is not None
         clip, notes = _clip(plan)
         num_new = max(1, round(plan.extend * plan.fps))
-        needed, free = float(num_new * clip[0].nbytes), runtime.memory("cpu").free
-        if needed > free:
+        free = runtime.memory("cpu").free
+        if num_new * clip[0].nbytes > free:
             raise UsageError(
-                f"{plan.extend:g} more seconds take {needed / 1e9:.3g} GB of memory; {free / 1e9:.1f} GB are free.",
+                f"{plan.extend:g} more seconds do not fit into the {free / 1e9:.1f} GB of memory that are free.",
                 tip="use a shorter --extend, and go on from the video that was made.",
             )
         overlaps = overlaps_of(len(clip), num_new, window=plan.num_frames, step=plan.checkpoint.rules.frame_multiple)

@@ -34,10 +34,6 @@ def read(path: Path, clip: Footage, *, start: float, seconds: float | None) -> N
 
     Raises `UsageError` for one of another size or length than the clip, and one that is black all over.
     """
-    if not path.exists():
-        raise UsageError(
-            f"There is no mask {path}.", tip="give a picture or a video that is white where to edit, auto, or none."
-        )
     if path.is_dir() or path.suffix.lower() in footage.IMAGES:
         found = footage.read(path)
     else:

@@ -151,6 +151,11 @@ def plan(request: EditRequest) -> EditPlan:
     if not 0 <= _given(request.border, 8) <= 256:
         raise UsageError(f"A border of {request.border} pixels is not possible.", tip="choose --border from 0 to 256.")
     _check_part(request)
+    if request.mask not in (None, MASK, "none") and not Path(request.mask).exists():
+        raise UsageError(
+            f"There is no mask {request.mask}.",
+            tip="give a picture or a video that is white where to edit, auto, or none.",
+        )
     _check_attention(request, method)
 
     # The clip is looked at last: what is wrong with the words is known before a long file is read.
