@@ -45,7 +45,10 @@ def bench_quantize(
     for scheme in schemes:
         quantization.parse(scheme)
     if repeats < 1 or min(tokens, default=1) < 1:
-        raise UsageError("There is nothing to measure.", tip="give --repeats and --tokens of 1 or more.")
+        raise UsageError(
+            f"There is nothing to measure in {repeats} turns of {min(tokens, default=1)} tokens.",
+            tip="give --repeats and --tokens of 1 or more.",
+        )
     import torch
 
     if compiled:
