@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -91,6 +92,21 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
         resolve(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("transformer", {"patch_size": []}),
+        ("transformer", {"rope_max_seq_len": "x"}),
+        ("vae", {"scale_factor_spatial": "8"}),
+    ],
+)
+def test_settings_of_another_kind_are_damage(folder: Path, part: str, changes: dict[str, object]) -> None:
+    path = folder / part / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(CheckpointError, match=r"A config\.json of .* is damaged"):
+        resolve(str(folder))
+
+
 def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(UsageError, match="is a file, but a checkpoint is a folder"):
@@ -127,7 +143,18 @@ def test_a_truncated_file_is_named(folder: Path) -> None:
             verify(which, full=False)
 
 
-@pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 64])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"short",
+        b"\xff" * 64,
+        *(
+            struct.pack("<Q", len(header)) + header
+            for header in (b"[]", b'{"a": 1}', b'{"a": {"data_offsets": []}}', b'{"a": {"data_offsets": ["b", "c"]}}')
+        ),
+    ],
+)
 def test_weights_that_are_no_safetensors_are_named(content: bytes, folder: Path) -> None:
     weights(folder).write_bytes(content)
     with pytest.raises(CheckpointError, match="is no safetensors file"):

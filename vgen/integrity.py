@@ -71,10 +71,9 @@ def check_safetensors(path: Path, *, tip: str) -> dict[str, Any]:
     size = path.stat().st_size
     header_length, header = _header(path, tip)
     try:
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (KeyError, TypeError) as error:
+        expected = 8 + header_length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (LookupError, TypeError) as error:
         raise _no_safetensors(path, tip) from error
-    expected = 8 + header_length + end
     if size != expected:
         raise CheckpointError(f"{path} has {size} bytes, but {expected} are expected.", tip=tip)
     return header

@@ -9,7 +9,7 @@ from typing import Any
 
 from vgen.checkpoints import catalogue
 from vgen.checkpoints.checkpoint import Capabilities, Checkpoint, Rules, Source, defaults
-from vgen.checkpoints.layout import components, read_json
+from vgen.checkpoints.layout import COPY_AGAIN, components, read_json
 from vgen.errors import CheckpointError
 
 
@@ -31,25 +31,28 @@ def from_configuration(
         )
     kind = families[family]["pipelines"][pipeline]
     transformer = read_json(folder / "transformer" / "config.json")
-    rules = _rules(folder, transformer, families[family])
-    return Checkpoint(
-        name=name,
-        family=family,
-        source=source,
-        folder=folder,
-        repo=repo,
-        revision=revision,
-        licence="",
-        files=(),
-        defaults=defaults(
-            {**families[family]["defaults"], **kind.get("defaults", {}), **_guidance(folder, transformer)}
-        ),
-        knows="",
-        rules=rules,
-        can=_what_it_can(index, transformer, catalogue.capabilities([*families[family]["can"], *kind["can"]])),
-        sizes=_fixed_sizes(transformer, rules),
-        components=components(folder),
-    )
+    try:
+        rules = _rules(folder, transformer, families[family])
+        return Checkpoint(
+            name=name,
+            family=family,
+            source=source,
+            folder=folder,
+            repo=repo,
+            revision=revision,
+            licence="",
+            files=(),
+            defaults=defaults(
+                {**families[family]["defaults"], **kind.get("defaults", {}), **_guidance(folder, transformer)}
+            ),
+            knows="",
+            rules=rules,
+            can=_what_it_can(index, transformer, catalogue.capabilities([*families[family]["can"], *kind["can"]])),
+            sizes=_fixed_sizes(transformer, rules),
+            components=components(folder),
+        )
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(f'A config.json of "{name}" is damaged: {error!r}.', tip=COPY_AGAIN) from error
 
 
 def _guidance(folder: Path, transformer: Mapping[str, Any]) -> dict[str, float]:
