@@ -36,7 +36,7 @@ from vgen.training.base import (
 from vgen.training.latents import LatentSet, encode_clips
 
 REPEATS = 5
-STEPS = {"images": (1, 48), "videos": (17, 12)}  # frames and batch size, at 128 x 128
+STEPS = {"images": (1, 80), "videos": (17, 16)}  # frames and batch size of the last stage, at 128 x 128
 
 
 def seconds(work: Callable[[], object]) -> float:

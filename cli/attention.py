@@ -87,6 +87,7 @@ def show(
     """Draw where attention lies in a run, and what each method would keep of it."""
     from vgen.pipelines import attention_maps
 
+    outputs.check_folder(output)
     wanted: dict[str, Any] = {"methods": tuple(method)} if method else {}
     wanted |= {"heads": _numbers(heads, "--heads")} if heads else {}
     wanted |= {"layers": _numbers(layers, "--layers")} if layers else {}

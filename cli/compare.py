@@ -71,6 +71,7 @@ def compare(
         "dtype": dtype,
     }
     given = {name: value for name, value in given.items() if value is not None}
+    outputs.check_folder(output)
     checkpoint = resolve(model)
     if not cache and attention == against:
         raise UsageError("Both videos are made in one way.", tip="give --attention adaspa, or a --cache.")

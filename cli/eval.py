@@ -86,6 +86,7 @@ def eval_(
         given={name: value for name, value in given.items() if value is not None},
         only=tuple(only or ()),
     )
+    outputs.check_folder(asked.folder)
     found = TASKS[task].trials(asked)
     jobs = trials.missing(found)
     outputs.prepare_folder(asked.folder / REPORT)

@@ -86,6 +86,15 @@ def test_name_that_is_too_long_is_known_before_the_run(tmp_path: Path, length: i
         outputs.is_folder(tmp_path / f"{'x' * 300}.txt")
 
 
+def test_a_folder_is_not_named_as_a_video_is(tmp_path: Path) -> None:
+    outputs.check_folder(tmp_path / "my.score")
+    with pytest.raises(UsageError, match=r"x\.mp4 is to be a folder"):
+        outputs.check_folder(tmp_path / "x.mp4")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is to be a folder"):
+        outputs.check_folder(tmp_path / "file")
+
+
 def test_folder_is_made_or_refused(tmp_path: Path) -> None:
     outputs.prepare_folder(tmp_path / "new" / "deep" / "clip.mp4")
     assert list((tmp_path / "new" / "deep").iterdir()) == []

@@ -45,6 +45,12 @@ def check_suffix(output: Path) -> None:
         )
 
 
+def check_folder(folder: Path) -> None:
+    """Raise `UsageError` for a folder of several things whose name is that of one video, or which is a file."""
+    if folder.suffix.lower() in SUFFIXES or (_exists(folder) and not folder.is_dir()):
+        raise UsageError(f"{folder} is to be a folder.", tip="choose another --output, without a video's suffix.")
+
+
 def latents_path(output: Path) -> Path:
     """Return where the latents of the video at `output` lie until it is written."""
     return output.with_name(f"{output.name}{LATENTS}")
