@@ -13,7 +13,7 @@ Four parts, in this order; --only NAME chooses some of them:
 * blocks: `vgen bench attention --random-weights`, a block of a published model at 480p and 81 frames.
 
 What is finished lies in the folder that --folder names, one file for each video and measurement, so that a run that
-was stopped goes on, and more prompts are added to those that are there.
+was stopped goes on, and more prompts are added to those that are there. Remove it when weights or kernels change.
 """
 
 from __future__ import annotations
