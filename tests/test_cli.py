@@ -20,16 +20,29 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", "vgen", *arguments], capture_output=True, text=True, cwd=ROOT)
 
 
+BARE = """import sys, typer
+app = typer.Typer()
+@app.command()
+def bare() -> None: ...
+sys.argv = ["bare", "--help"]
+app()
+"""
+
+
+def processor_time(*command: str) -> float:
+    """Return what a command takes, which other work on the machine hardly lengthens."""
+    before = os.times()
+    subprocess.run([sys.executable, *command], capture_output=True, cwd=ROOT, check=True)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
 @pytest.mark.parametrize("option", ["--help", "--version"])
-def test_start_up_takes_less_than_half_a_second(option: str) -> None:
-    """Processor time, which other work on the machine does not lengthen; the best of three."""
-    taken = []
-    for _ in range(3):
-        before = os.times()
-        assert run(option).returncode == 0
-        after = os.times()
-        taken.append(after.children_user + after.children_system - before.children_user - before.children_system)
-    assert min(taken) < 0.5
+def test_start_up_takes_little_more_than_typer_alone(option: str) -> None:
+    """0.12 s for an empty command and 0.36 s for vgen, where that was measured; the best of three of each."""
+    taken = [(processor_time("-m", "vgen", option), processor_time("-c", BARE)) for _ in range(3)]
+    own, bare = (min(times) for times in zip(*taken, strict=True))
+    assert own < 4 * bare
 
 
 @pytest.mark.parametrize(

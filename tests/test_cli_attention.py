@@ -131,7 +131,7 @@ def test_what_is_there_is_not_taken_away(tmp_path: Path) -> None:
     file, folder = tmp_path / "notes.txt", tmp_path / "thesis"
     file.touch()
     folder.mkdir()
-    assert "exists already" in run("attention", "show", "a", "-o", str(file), fails=1).stderr
+    assert "is to be a folder" in run("attention", "show", "a", "-o", str(file), fails=2).stderr
     refused = run("attention", "search", "--force", "-o", str(folder), fails=2).stderr
     assert f"use -o {folder / 'tile.json'}" in refused
     assert folder.is_dir()
