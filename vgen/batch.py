@@ -12,7 +12,7 @@ from typing import Any
 from vgen import backbones, checkpoints, loras
 from vgen.checkpoints import Checkpoint
 from vgen.conditioning import given
-from vgen.errors import UsageError, VgenError, did_you_mean
+from vgen.errors import UsageError, VgenError, did_you_mean, reason_of
 from vgen.request import GenerateRequest, Plan, plan
 
 # The words of the command line's options, where they differ from the request's fields.
@@ -56,7 +56,7 @@ def read(path: Path, defaults: Mapping[str, Any]) -> list[PromptLine]:
         content = path.read_bytes()
     except OSError as error:
         raise VgenError(
-            f"Cannot read the prompts in {path}: {error.strerror}.", tip="give a file with a prompt on each line."
+            f"Cannot read the prompts in {path}: {reason_of(error)}.", tip="give a file with a prompt on each line."
         ) from error
     if b"\0" in content:
         raise UsageError(f"{path} is no text in UTF-8.", tip="give a file with a prompt on each line, saved as UTF-8.")
@@ -121,10 +121,10 @@ def _line(number: int, line: bytes, defaults: Mapping[str, Any], *, is_jsonl: bo
         fields = _object(text) if is_jsonl or text.startswith("{") else {"prompt": text}
         return PromptLine(number=number, request=GenerateRequest.from_dict(merge(defaults, fields)))
     except UnicodeDecodeError:
-        error = UsageError("The line is not UTF-8 text.", tip="save the file as UTF-8.")
+        request = UsageError("The line is not UTF-8 text.", tip="save the file as UTF-8.")
+        return PromptLine(number=number, request=request)
+    except UsageError as error:
         return PromptLine(number=number, request=error)
-    except UsageError as wrong:
-        return PromptLine(number=number, request=wrong)
 
 
 def _object(text: str) -> dict[str, Any]:

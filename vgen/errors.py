@@ -43,6 +43,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def reason_of(error: BaseException) -> str:
+    """Return what an error says; of the system's errors without their number and path."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out: Python's, torch's on any device, C++'s or the system's."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -56,5 +61,5 @@ def of_the_machine(error: BaseException) -> VgenError | None:
     if is_out_of_memory(error):
         return VgenError("The memory ran out.", tip="ask for fewer or smaller things at once.")
     if isinstance(error, OSError) and error.filename is not None:
-        return VgenError(f"Cannot use {error.filename}: {error.strerror}.", tip="check the path.")
+        return VgenError(f"Cannot use {error.filename}: {reason_of(error)}.", tip="check the path.")
     return None

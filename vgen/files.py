@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vgen.errors import VgenError
+from vgen.errors import VgenError, reason_of
 
 
 @contextmanager
@@ -46,9 +46,8 @@ def not_written(path: Path, error: OSError) -> VgenError:
         errno.EDQUOT: "free some space, or choose another disk with --output.",
         errno.ENAMETOOLONG: "choose a shorter name with --output.",
     }
-    reason = error.strerror or str(error)
     tip = tips.get(error.errno or 0, "choose a folder that you can write to with --output.")
-    return VgenError(f"Could not write {path}: {reason}.", tip=tip)
+    return VgenError(f"Could not write {path}: {reason_of(error)}.", tip=tip)
 
 
 def free_space(path: Path) -> tuple[int, Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgen.attention.patterns import Choice, Grid, Options, Site
-from vgen.errors import UsageError
+from vgen.errors import UsageError, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,10 +107,9 @@ def read_plan(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UsageError(f"There is no plan {path}.", tip="make one with: vgen attention search -o FILE.") from error
     except (OSError, ValueError, LookupError, TypeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
         is_other = isinstance(error, LookupError | TypeError)
         raise UsageError(
-            f"{path} is no plan of tiles: {'it is another kind of JSON' if is_other else reason}.",
+            f"{path} is no plan of tiles: {'it is another kind of JSON' if is_other else reason_of(error)}.",
             tip="make one with: vgen attention search -o FILE.",
         ) from error
     return dict(plan)

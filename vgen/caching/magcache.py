@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vgen import files
-from vgen.errors import UsageError
+from vgen.errors import UsageError, reason_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +87,8 @@ def read_ratios(path: Path) -> list[float]:
     try:
         ratios = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(
-            f"Cannot read the ratios in {path}: {reason}.",
+            f"Cannot read the ratios in {path}: {reason_of(error)}.",
             tip="measure them with --cache magcache:calibrate=ratios.json.",
         ) from error
     is_numbers = isinstance(ratios, list) and all(isinstance(value, int | float) for value in ratios)

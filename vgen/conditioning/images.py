@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vgen.errors import UsageError
+from vgen.errors import UsageError, reason_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,7 @@ def open_image(path: Path) -> Image:
         Image.DecompressionBombError,
     ) as error:
         is_none = isinstance(error, UnidentifiedImageError)
-        reason = "it is no image that Pillow knows" if is_none else getattr(error, "strerror", None) or str(error)
+        reason = "it is no image that Pillow knows" if is_none else reason_of(error)
         raise UsageError(f"Cannot read the image {path}: {reason}.", tip="give a PNG, JPEG or WebP file.") from error
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vgen import runtime, video
-from vgen.errors import UsageError, VgenError
+from vgen.errors import UsageError, VgenError, reason_of
 from vgen.video import Frames, Sound
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -63,7 +63,7 @@ def read(path: Path, *, start: float = 0.0, seconds: float | None = None) -> Foo
             raise UsageError(f"There is no video {path}.", tip="check the path.")
         return _file(path, start, seconds)
     except OSError as error:
-        raise UsageError(f"Cannot read {path}: {error.strerror or error}.", tip="check the path.") from error
+        raise UsageError(f"Cannot read {path}: {reason_of(error)}.", tip="check the path.") from error
 
 
 def sound(footage: Footage, seconds: float) -> Sound | None:
