@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vgen.errors import UsageError
-from vgen.quantization import SCHEMES, kernels, parse, rotation, weights
+from vgen.quantization import SCHEMES, cpu, kernels, parse, rotation, weights
 from vgen.quantization.balance import balance_weight, balancing
 from vgen.quantization.linear import QuantizedLinear
 from vgen.quantization.scheme import LayerFormat
@@ -186,7 +186,13 @@ def test_products_of_integers_are_exact(rows: int) -> None:
         assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
+def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let layers be multiplied as where there is no compiler."""
+    monkeypatch.setattr(cpu, "why_not_compiled", lambda: "there is no C++ compiler")
+
+
 def test_many_tokens_are_multiplied_in_parts_with_one_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_torch(monkeypatch)
     x = outliers(700, 96).float()
     made = quantized(layer(), FORMATS[0], x)
     whole = made(x)
@@ -194,12 +200,40 @@ def test_many_tokens_are_multiplied_in_parts_with_one_result(monkeypatch: pytest
     assert torch.equal(made(x), whole)
 
 
+# Widths and tokens that no tile of the kernel divides; one token; more tokens than are balanced at once.
+@pytest.mark.skipif(cpu.why_not_compiled() is not None, reason=cpu.why_not_compiled() or "")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 96, 64), (130, 66, 70), (700, 4096, 24), (67, 256, 330)], ids=str)
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_compiled_kernel_gives_bit_by_bit_what_torch_gives(
+    bias: bool,
+    balanced: bool,
+    bits: int,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokens, inputs, outputs = shape
+    x, linear = outliers(tokens, inputs).to(dtype), nn.Linear(inputs, outputs, bias=bias).to(dtype)
+    x[0] = 0
+    group = 32 if inputs % 32 == 0 else 2
+    made = quantized(linear, LayerFormat(weight_bits=bits, group=group, balanced=balanced), x)
+    found = made(x)
+    by_torch(monkeypatch)
+    assert torch.equal(found, made(x))
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
 @pytest.mark.parametrize("format", FORMATS, ids=str)
 def test_a_compiled_layer_is_one_graph_that_gives_the_same(
-    format: LayerFormat, monkeypatch: pytest.MonkeyPatch
+    format: LayerFormat, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As in a process that has not multiplied yet.
     monkeypatch.setattr(kernels, "_EXACT", {})
+    if not is_compiled:
+        by_torch(monkeypatch)
     for name in ("_FACTORS", "_INTEGERS", "_MATRICES"):
         monkeypatch.setattr(rotation, name, {})
     x = outliers(50, 96).float()
@@ -212,11 +246,16 @@ def test_a_compiled_layer_is_one_graph_that_gives_the_same(
 
     torch._dynamo.reset()
     assert torch.equal(torch.compile(made, backend=remember, fullgraph=True)(x), made(x))
-    assert ("vgen.int4_products" in called) == (format.weight_bits == 4)
+    is_native = format.activation_bits == 8 and is_compiled and cpu.takes("cpu", x.dtype)
+    assert ("vgen.quantized_linear" in called) == is_native
+    assert ("vgen.int4_products" in called) == (format.weight_bits == 4 and not is_native)
     assert not any("kron" in target for target in called)
 
 
-def test_what_is_not_finite_is_not_hidden() -> None:
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_what_is_not_finite_is_not_hidden(is_compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not is_compiled:
+        by_torch(monkeypatch)
     x = outliers(8, 96).float()
     made = quantized(layer(), FORMATS[0], x)
     x[2, 4], x[3, 5] = torch.nan, torch.inf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vgen.quantization import cpu, weights
 from vgen.quantization.balance import balance_inputs
 
 # How many values are worked on at once: on a CPU what its caches hold, elsewhere what keeps the int32 products of a
@@ -37,12 +38,30 @@ def integer_product(tokens: Tensor, weight: Tensor) -> Tensor:
 
 
 def quantized_linear(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, balancing: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    multipliers: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None,
+    balancing: Tensor | None = None,
 ) -> Tensor:
-    """Return x [..., K] quantized per token, times weight int8 [N, K] times scale float32 [N], plus bias [N].
+    """Return x [..., K] quantized per token times a quantized weight [N, K], plus bias [N], in the dtype of x.
 
-    Balanced where there is a `balancing` [K], quantized, multiplied and scaled some tokens at a time, so that what
-    comes in between never leaves the cache; in the dtype of x.
+    The weight is int8 [N, K] or packed int4 [N, K / 2], times `multipliers` uint8 [N, G] of its groups, times `scale`
+    float32 [N]. Inputs are balanced where there is a `balancing` [K]. The same bit by bit whichever kernel runs.
+    """
+    if not (is_exact(x.device.type) and cpu.takes(x.device.type, x.dtype)):
+        return _by_torch(x, weights.products(weight, multipliers), scale, bias, balancing)
+    if torch.compiler.is_compiling():
+        made: Tensor = torch.ops.vgen.quantized_linear(x, weight, multipliers, scale, bias, balancing)
+        return made
+    return cpu.quantized_linear(x, weight, multipliers, scale, bias, balancing)
+
+
+def _by_torch(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, balancing: Tensor | None) -> Tensor:
+    """Return what `quantized_linear` does for a weight int8 [N, K], some tokens at a time.
+
+    So what comes in between never leaves a CPU's cache.
     """
     tokens = x.reshape(-1, x.shape[-1])
     offset = torch.zeros_like(scale) if bias is None else bias.float()

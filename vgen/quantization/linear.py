@@ -91,7 +91,7 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., N] of inputs [..., K]."""
         if self.format.activation_bits == 8:
-            return quantized_linear(x, self.products(), self.scale, self.bias, self.balancing)
+            return quantized_linear(x, self.weight, self.multipliers, self.scale, self.bias, self.balancing)
         if self.balancing is not None:
             x = balance_inputs(x, self.balancing)
         weight = (self.products() * self.scale[:, None]).to(x.dtype)
@@ -99,9 +99,7 @@ class QuantizedLinear(nn.Module):
 
     def products(self) -> Tensor:
         """Return the weight without its scale, int8 [N, K], unpacked for as long as it is used."""
-        if self.format.weight_bits == 4:
-            return weights.int4_products(self.weight, self.multipliers)
-        return weights.grouped_products(self.weight, self.multipliers)
+        return weights.products(self.weight, self.multipliers)
 
     def num_bytes(self) -> int:
         """Return what its buffers take, without the bias."""

@@ -80,6 +80,11 @@ def grouped_products(integers: Tensor, multipliers: Tensor | None) -> Tensor:
     return (groups * multipliers[..., None].to(torch.int8)).reshape(integers.shape)
 
 
+def products(weight: Tensor, multipliers: Tensor | None) -> Tensor:
+    """Return a stored weight, int8 [N, K] or packed int4 [N, K / 2], times its groups' multipliers: int8 [N, K]."""
+    return (int4_products if weight.dtype == torch.uint8 else grouped_products)(weight, multipliers)
+
+
 def int4_products(packed: Tensor, multipliers: Tensor | None) -> Tensor:
     """Return int8 [N, K], what `pack` was given times the multipliers of its groups, if any.
 

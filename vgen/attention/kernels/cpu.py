@@ -7,26 +7,17 @@ batched products do not in bfloat16. Where it cannot be compiled, `gather` takes
 from __future__ import annotations
 
 import functools
-import hashlib
-import logging
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vgen import native
 from vgen.attention import mass
 from vgen.attention.blocks import BlockMask, Layout
 from vgen.attention.kernels import gather
 
-logger = logging.getLogger(__name__)
-
 SOURCE = Path(__file__).with_name("block_sparse.cpp")
-FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-std=c++20")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> Tensor:
@@ -67,23 +58,11 @@ def bound() -> str:
     return "cpu (compiled)" if reason is None else f"gather (cpu cannot be compiled: {reason})"
 
 
-@functools.cache
 def why_not_compiled() -> str | None:
-    """Compile and load the kernel, the first time; return why that cannot be, or None."""
+    """Return why the kernel cannot be compiled and loaded, which is done the first time, or None."""
     if not _dtypes():
         return "it needs an x86 CPU with AVX2"
-    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        return "there is no C++ compiler"
-    try:
-        library = _library(compiler)
-        if not library.exists():
-            _compile(compiler, library)
-        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        return said.strip().splitlines()[0] if said.strip() else type(error).__name__
-    return None
+    return native.why_not_loaded(SOURCE, "-ffast-math")
 
 
 @functools.cache
@@ -113,27 +92,3 @@ def _rows(mask: BlockMask, batch: int, heads: int) -> tuple[Tensor, Tensor]:
     if mask.kept.shape[:2] == (batch, heads):
         return mask.rows
     return BlockMask(kept=mask.kept.expand(batch, heads, -1, -1), layout=mask.layout).rows
-
-
-def _library(compiler: str) -> Path:
-    """Return where the library of this source, this torch and this CPU is kept."""
-    cpu = Path("/proc/cpuinfo")
-    flags = [line for line in cpu.read_text().splitlines() if line.startswith(("flags", "model name"))][:2]
-    identity = (SOURCE.read_text(), torch.__version__, compiler, platform.machine(), *flags, *FLAGS)
-    digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "vgen" / f"block_sparse-{digest}.so"
-
-
-def _compile(compiler: str, library: Path) -> None:
-    logger.warning("Compiling the attention kernel for this CPU, once ...")
-    library.parent.mkdir(parents=True, exist_ok=True)
-    home = Path(torch.__file__).parent
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        built, object_file = Path(folder, "built.so"), Path(folder, "built.o")
-        options = [*FLAGS, f"-I{home / 'include'}", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
-        run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
-        run([compiler, *options, "-c", str(SOURCE), "-o", str(object_file)])
-        # Without OpenMP, which is then torch's own: two would fight for the same cores.
-        run([compiler, "-shared", str(object_file), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10", "-o", str(built)])
-        built.replace(library)

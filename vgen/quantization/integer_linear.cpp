@@ -1,0 +1,181 @@
+// Linear layers of integers on a CPU: tokens are rounded to int8, and multiplied by weights of int8 or packed int4.
+//
+// Products are calls of oneDNN's small matrix kernel ("brgemm") with VNNI's instructions, which multiply unsigned by
+// signed bytes: tokens are stored with 128 added, which the sums of the weights take off again. Weights are laid out
+// for it some channels at a time, and int4 is unpacked on the way, so that in memory they stay as they are stored; sums
+// are scaled while they are in the cache.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/native/CPUBlas.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+namespace {
+
+constexpr int64_t ROWS = 64, COLUMNS = 64;  // of a product
+constexpr int64_t MOST_COLUMNS = 256;       // that see a tile of tokens while it is in the cache
+constexpr float TINY = 1e-30f;              // the smallest maximum that is not taken for zeros
+constexpr int32_t OFFSET = 128;
+
+inline int64_t whole_words(int64_t bytes) { return (bytes + 3) / 4 * 4; }
+
+// A token's scale is its largest value / 127. The bits of |x| order as the numbers do, with what is not finite on top,
+// so that such a token has a scale that is not finite, and products that are not.
+template <typename T>
+void quantize_rows(const T* x, uint8_t* tokens, float* scales, int64_t rows, int64_t k) {
+  const int64_t width = whole_words(k);
+  at::parallel_for(0, rows, 16, [=](int64_t begin, int64_t end) {
+    std::vector<float> values(k);
+    for (int64_t row = begin; row < end; ++row) {
+      const T* from = x + row * k;
+      uint8_t* to = tokens + row * width;
+      float* v = values.data();
+      uint32_t most = std::bit_cast<uint32_t>(TINY);
+      for (int64_t i = 0; i < k; ++i) {
+        v[i] = static_cast<float>(from[i]);
+        most = std::max(most, std::bit_cast<uint32_t>(v[i]) & 0x7FFFFFFFu);
+      }
+      const float scale = std::bit_cast<float>(most) / 127.0f;
+      for (int64_t i = 0; i < k; ++i)
+        to[i] = static_cast<uint8_t>(static_cast<int32_t>(std::nearbyint(v[i] / scale)) + OFFSET);
+      std::fill(to + k, to + width, static_cast<uint8_t>(OFFSET));
+      scales[row] = scale;
+    }
+  });
+}
+
+// One channel's weights as int8 [k], from int8 or from int4 with the first half of k in the low bits, times the
+// multipliers of its groups, if any.
+void decode(const uint8_t* weight, bool is_packed, const uint8_t* multipliers, int64_t groups, int64_t k, int8_t* to) {
+  if (is_packed) {
+    const int64_t half = k / 2;
+    for (int64_t i = 0; i < half; ++i) {
+      to[i] = static_cast<int8_t>((weight[i] & 15) - 8);
+      to[half + i] = static_cast<int8_t>((weight[i] >> 4) - 8);
+    }
+  } else {
+    std::memcpy(to, weight, k);
+  }
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t i = g * (k / groups); i < (g + 1) * (k / groups); ++i)
+      to[i] = static_cast<int8_t>(to[i] * multipliers[g]);
+}
+
+// `count` channels as brgemm takes them, [k / 4, COLUMNS, 4], and the sum of each.
+void lay_out(const uint8_t* weight, bool is_packed, const uint8_t* multipliers, int64_t groups, int64_t k,
+             int64_t count, int32_t* packed, int32_t* sums) {
+  constexpr int64_t AT_ONCE = 16;  // words of a channel, and channels: one cache line of each
+  const int64_t words = whole_words(k) / 4, bytes = is_packed ? k / 2 : k;
+  std::vector<int32_t> lines(AT_ONCE * words);
+  for (int64_t first = 0; first < COLUMNS; first += AT_ONCE) {
+    std::fill(lines.begin(), lines.end(), 0);
+    for (int64_t i = 0; i < AT_ONCE; ++i) {
+      const int64_t channel = first + i;
+      sums[channel] = 0;
+      if (channel >= count) continue;
+      auto* line = reinterpret_cast<int8_t*>(lines.data() + i * words);
+      decode(weight + channel * bytes, is_packed, multipliers + channel * groups, groups, k, line);
+      for (int64_t j = 0; j < k; ++j) sums[channel] += line[j];
+    }
+    for (int64_t word = 0; word < words; word += AT_ONCE)
+      for (int64_t j = word; j < std::min(word + AT_ONCE, words); ++j)
+        for (int64_t i = 0; i < AT_ONCE; ++i) packed[j * COLUMNS + first + i] = lines[i * words + j];
+  }
+}
+
+template <typename T>
+void multiply(const uint8_t* tokens, const float* token_scales, const uint8_t* weight, bool is_packed,
+              const uint8_t* multipliers, int64_t groups, const float* scale, const float* bias, T* out, int64_t m,
+              int64_t n, int64_t k) {
+  const int64_t width = whole_words(k), threads = at::get_num_threads();
+  const int64_t tiles = (n + COLUMNS - 1) / COLUMNS;
+  const int64_t span = std::clamp<int64_t>(tiles / threads, 1, MOST_COLUMNS / COLUMNS);  // tiles of columns at once
+  const int64_t spans = (tiles + span - 1) / span;
+  // Where there are fewer spans than threads, tokens are shared out, too, at the cost of laying out weights again.
+  const int64_t row_tiles = (m + ROWS - 1) / ROWS;
+  const int64_t shares = std::clamp<int64_t>((threads + spans - 1) / spans, 1, row_tiles);
+  const int64_t share_rows = (row_tiles + shares - 1) / shares * ROWS;
+  at::parallel_for(0, spans * shares, 1, [=](int64_t begin, int64_t end) {
+    std::vector<int32_t> packed(span * width / 4 * COLUMNS), sums(span * COLUMNS), products(ROWS * COLUMNS);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task / shares * span, last = std::min(first + span, tiles);
+      for (int64_t tile = first; tile < last; ++tile) {
+        const int64_t column = tile * COLUMNS, bytes = is_packed ? k / 2 : k;
+        lay_out(weight + column * bytes, is_packed, multipliers + column * groups, groups, k,
+                std::min(COLUMNS, n - column), packed.data() + (tile - first) * width / 4 * COLUMNS,
+                sums.data() + (tile - first) * COLUMNS);
+      }
+      const int64_t top = task % shares * share_rows, bottom = std::min(top + share_rows, m);
+      for (int64_t row = top; row < bottom; row += ROWS)
+        for (int64_t tile = first; tile < last; ++tile) {
+          const int64_t rows = std::min(ROWS, bottom - row), column = tile * COLUMNS;
+          const auto* channels = reinterpret_cast<int8_t*>(packed.data() + (tile - first) * width / 4 * COLUMNS);
+          at::native::cpublas::brgemm(rows, COLUMNS, width, width, COLUMNS, COLUMNS, false, tokens + row * width,
+                                      channels, products.data(), true);
+          const int32_t* sum = sums.data() + (tile - first) * COLUMNS;
+          const int64_t count = std::min(COLUMNS, n - column);
+          for (int64_t i = 0; i < rows; ++i) {
+            const float token_scale = token_scales[row + i];
+            T* to = out + (row + i) * n + column;
+            for (int64_t j = 0; j < count; ++j) {
+              const auto product = static_cast<float>(products[i * COLUMNS + j] - OFFSET * sum[j]);
+              to[j] = static_cast<T>(product * token_scale * scale[column + j] + bias[column + j]);
+            }
+          }
+        }
+    }
+    at::native::cpublas::brgemm_release(true);
+  });
+}
+
+// x [rows, k], float32 or bfloat16, to tokens uint8 [rows, k rounded up to 4], 128 added, and scales float32 [rows].
+void quantize_tokens(const at::Tensor& x, at::Tensor tokens, at::Tensor scales) {
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    quantize_rows<T>(x.const_data_ptr<T>(), tokens.mutable_data_ptr<uint8_t>(), scales.mutable_data_ptr<float>(),
+                     x.size(0), x.size(1));
+  };
+  if (x.scalar_type() == at::kBFloat16)
+    run(at::BFloat16());
+  else
+    run(float());
+}
+
+// Tokens and their scales, as above, times weight int8 [n, k] or packed int4 [n, k / 2], times multipliers uint8
+// [n, groups] of its groups, times scale float32 [n], plus bias float32 [n], to out [rows, n]. All contiguous.
+void integer_linear(const at::Tensor& tokens, const at::Tensor& token_scales, const at::Tensor& weight,
+                    const std::optional<at::Tensor>& multipliers, const at::Tensor& scale, const at::Tensor& bias,
+                    at::Tensor out) {
+  const bool is_packed = weight.scalar_type() == at::kByte;
+  const auto* integers = static_cast<const uint8_t*>(weight.const_data_ptr());
+  const uint8_t* factors = multipliers ? multipliers->const_data_ptr<uint8_t>() : nullptr;
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    multiply<T>(tokens.const_data_ptr<uint8_t>(), token_scales.const_data_ptr<float>(), integers, is_packed, factors,
+                multipliers ? multipliers->size(1) : 0, scale.const_data_ptr<float>(), bias.const_data_ptr<float>(),
+                out.mutable_data_ptr<T>(), tokens.size(0), weight.size(0), weight.size(1) * (is_packed ? 2 : 1));
+  };
+  if (out.scalar_type() == at::kBFloat16)
+    run(at::BFloat16());
+  else
+    run(float());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(vgen, m) {
+  m.def("quantize_tokens(Tensor x, Tensor(a!) tokens, Tensor(b!) scales) -> ()");
+  m.def("integer_linear(Tensor tokens, Tensor token_scales, Tensor weight, Tensor? multipliers, Tensor scale, "
+        "Tensor bias, Tensor(a!) out) -> ()");
+}
+TORCH_LIBRARY_IMPL(vgen, CPU, m) {
+  m.impl("quantize_tokens", &quantize_tokens);
+  m.impl("integer_linear", &integer_linear);
+}
