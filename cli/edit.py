@@ -87,6 +87,9 @@ def edit(
         float | None, typer.Option(help="How strictly to follow the target.", rich_help_panel=HOW)
     ] = None,
     guidance_scale_2: Annotated[float | None, typer.Option(help=flags.GUIDANCE_SCALE_2, rich_help_panel=HOW)] = None,
+    guidance_interval: Annotated[
+        str | None, typer.Option(help=flags.GUIDANCE_INTERVAL, rich_help_panel=HOW, metavar="LOW-HIGH")
+    ] = None,
     true_cfg_scale: Annotated[
         float | None,
         typer.Option(
@@ -140,6 +143,7 @@ def edit(
         "inject": inject,
         "guidance_scale": guidance_scale,
         "guidance_scale_2": guidance_scale_2,
+        "guidance_interval": guidance_interval,
         "true_cfg_scale": true_cfg_scale,
         "seed": seed,
         "attention": attention,

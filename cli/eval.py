@@ -49,6 +49,7 @@ def eval_(
     seed: Annotated[int, typer.Option(min=0, help="The first prompt's; the next has the next.")] = 0,
     steps: flags.Steps = None,
     guidance_scale: flags.GuidanceScale = None,
+    guidance_interval: flags.GuidanceInterval = None,
     sampler: flags.Sampler = None,
     device: flags.Device = None,
     dtype: flags.Dtype = None,
@@ -73,6 +74,7 @@ def eval_(
     given: dict[str, Any] = {
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
+        "guidance_interval": guidance_interval,
         "sampler": sampler,
         "device": device,
         "dtype": dtype,

@@ -18,6 +18,7 @@ LORA = (
 STEPS = "Denoising steps: more is slower and finer."
 GUIDANCE_SCALE = "How strictly to follow the prompt; 1 is no guidance, half the work."
 GUIDANCE_SCALE_2 = "The same for the second of two transformers (Wan 2.2), where it differs."
+GUIDANCE_INTERVAL = "Noise levels at which there is guidance, of 0 to 1: others take half the work. 0-1 is everywhere."
 SAMPLER = "euler, heun, dpm++, rf-solver, fireflow, lcm or native; options as in name:key=value."
 FRAMES = "How many frames, such as 17 or 33."
 COMPILE = "Compile the transformer's blocks: the first step waits, the others are faster."
@@ -30,6 +31,7 @@ FORCE, FORM = "Replace files that exist.", "For people or for programs."
 Model = Annotated[str, typer.Option(help=MODEL, metavar="NAME|FOLDER|ID")]
 Steps = Annotated[int | None, typer.Option(help=STEPS)]
 GuidanceScale = Annotated[float | None, typer.Option(help=GUIDANCE_SCALE)]
+GuidanceInterval = Annotated[str | None, typer.Option(help=GUIDANCE_INTERVAL, metavar="LOW-HIGH")]
 Sampler = Annotated[str | None, typer.Option(help=SAMPLER, metavar="NAME")]
 Width = Annotated[int | None, typer.Option(help="In pixels.")]
 Height = Annotated[int | None, typer.Option(help="In pixels.")]

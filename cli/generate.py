@@ -144,6 +144,9 @@ def generate(
             rich_help_panel=HOW,
         ),
     ] = None,
+    guidance_interval: Annotated[
+        str | None, typer.Option(help=flags.GUIDANCE_INTERVAL, rich_help_panel=HOW, metavar="LOW-HIGH")
+    ] = None,
     sampler: Annotated[str | None, typer.Option(help=flags.SAMPLER, rich_help_panel=HOW, metavar="NAME")] = None,
     attention: Annotated[
         str | None,
@@ -202,6 +205,7 @@ def generate(
         "guidance_scale": guidance_scale,
         "guidance_scale_2": guidance_scale_2,
         "true_cfg_scale": true_cfg_scale,
+        "guidance_interval": guidance_interval,
         "width": width,
         "height": height,
         "num_frames": frames,

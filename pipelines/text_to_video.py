@@ -18,7 +18,7 @@ from vgen.conditioning import given
 from vgen.conditioning.frames import GivenImages, ImageCondition
 from vgen.conditioning.images import cut_note, fit_image, open_image
 from vgen.errors import VgenError
-from vgen.request import GenerateRequest, Plan
+from vgen.request import GenerateRequest, Plan, read_interval
 from vgen.request import plan as planned
 from vgen.runtime import noise_generator, synchronize
 from vgen.sampling import SAMPLERS, bind
@@ -297,11 +297,18 @@ def _sigmas(plan: Plan, backbone: Backbone, shot: Shot) -> Tensor:
 
 
 def guidance_scale_of(plan: Plan, backbone: Backbone) -> float | Callable[[Tensor], float]:
-    """Return the scale of classifier-free guidance, by sigma where a second transformer has its own."""
-    second = plan.guidance_scale_2
-    if second is None:
-        return plan.cfg_scale
-    return lambda sigma: second if backbone.is_below_boundary(sigma) else plan.cfg_scale
+    """Return the scale of classifier-free guidance, by sigma where that changes it."""
+    first, second = plan.cfg_scale, plan.guidance_scale_2
+    if second is None and plan.guidance_interval is None:
+        return first
+    low, high = read_interval(plan.guidance_interval or "0-1")
+
+    def scale(sigma: Tensor) -> float:
+        if not low < float(sigma) <= high:
+            return 1.0
+        return second if second is not None and backbone.is_below_boundary(sigma) else first
+
+    return scale
 
 
 def prompt_warnings(plan: Plan, backbone: Backbone) -> list[str]:

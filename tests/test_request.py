@@ -78,6 +78,10 @@ def test_seeds_are_drawn_anew() -> None:
         ({"seed": MAX_SEED + 1}, "A seed of", f"from 0 to {MAX_SEED}"),
         ({"num_inference_steps": 0}, "0 steps are not legal", "from 1 to 1000"),
         ({"guidance_scale": float("nan")}, "A guidance scale of nan", "choose 1"),
+        ({"guidance_interval": "0.8"}, '"0.8" is no interval of noise levels', "LOW-HIGH"),
+        ({"guidance_interval": "1-0.8"}, '"1-0.8" is no interval', "such as 0.8-1"),
+        ({"guidance_interval": "0-5"}, '"0-5" is no interval', "from 0 (a clean video) to 1"),
+        ({"guidance_interval": "nan-1"}, '"nan-1" is no interval', "0-1 is guidance everywhere"),
         (
             {"sampler": "eular"},
             'no sampler "eular". Did you mean "euler"?',

@@ -158,7 +158,7 @@ class Text:
         return latents * sigma + text.mean((1, 2)).view(-1, 1, 1, 1, 1)
 
 
-def guided(scale: float, negative: bool = True) -> tuple[Tensor, list[int]]:
+def guided(scale: float | Callable[[Tensor], float], negative: bool = True) -> tuple[Tensor, list[int]]:
     text, model = Text(), Text()
     latents, sigma = torch.ones(2, 3, 1, 2, 2), torch.tensor(0.5)
     prompt, other = torch.full((2, 4, 5), 3.0), torch.full((1, 4, 5), 1.0)
@@ -178,6 +178,12 @@ def test_without_guidance_the_model_runs_with_the_prompt_alone(scale: float, neg
     velocity, batches = guided(scale, negative)
     assert torch.allclose(velocity, torch.full_like(velocity, 0.5 + 3))
     assert batches == [2]
+
+
+def test_a_scale_may_end_with_the_noise() -> None:
+    above, below = (lambda sigma, least=least: 4.0 if sigma > least else 1.0 for least in (0.4, 0.6))  # sigma is 0.5
+    assert guided(above)[1] == [2, 2] and guided(below)[1] == [2]
+    assert torch.equal(guided(above)[0], guided(4.0)[0]) and torch.equal(guided(below)[0], guided(1.0)[0])
 
 
 def test_lcm_predicts_the_data_and_noises_it_anew_as_diffusers_scheduler_does() -> None:

@@ -67,10 +67,34 @@ def test_euler_gives_the_latents_of_stock_diffusers(
     assert (generation.latents - other.latents).abs().max().item() > 100 * TOLERANCE
 
 
+def test_guidance_is_where_its_interval_says(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = loaded(tiny_checkpoint)
+    velocity, seen = backbone.velocity, []
+
+    def noted(latents: torch.Tensor, sigma: torch.Tensor, text: Any, **rest: Any) -> torch.Tensor:
+        seen.append(float(sigma))
+        return velocity(latents, sigma, text, **rest)
+
+    monkeypatch.setattr(backbone, "velocity", noted)
+    made = planned(tiny_checkpoint, guidance_interval="0.6-0.95", sampler="euler")
+    sigmas = backbone.sigmas(6, text_to_video.shot_of(made))[:-1].tolist()
+    inside = [sigma for sigma in sigmas if 0.6 < sigma <= 0.95]
+    assert 0 < len(inside) < 5
+    part = text_to_video.generate(made, backbone).latents
+    assert sorted(seen) == sorted([*sigmas, *inside])
+    everywhere, none = (
+        text_to_video.generate(planned(tiny_checkpoint, sampler="euler", **changes), backbone).latents
+        for changes in ({"guidance_interval": "0-1"}, {"guidance_scale": 1.0})
+    )
+    assert not torch.equal(part, everywhere) and not torch.equal(part, none)
+    usual = text_to_video.generate(planned(tiny_checkpoint, sampler="euler"), backbone).latents
+    assert torch.equal(everywhere, usual)
+
+
 @pytest.mark.skipif(not resolve("toyland").files, reason="there are no weights to compare")
 def test_the_embedded_checkpoint_gives_the_latents_of_stock_diffusers() -> None:
     checkpoint = resolve("toyland")
-    request = GenerateRequest(prompt="a red ball on grass", seed=7, num_inference_steps=4)
+    request = GenerateRequest(prompt="a red ball on grass", seed=7, num_inference_steps=4, guidance_interval="0-1")
     made = plan(request, checkpoint)
     generation = text_to_video.generate(made, backbones.load(checkpoint, choose("cpu", "float32")))
     pipeline = WanPipeline.from_pretrained(checkpoint.folder, dtype=torch.float32)  # its files are bfloat16

@@ -38,9 +38,10 @@ class GenerateRequest:
     goes on for `extend` seconds, or is made anew where the image `mask` is white and in the frames `missing`, such as
     `5-12,20`. `known_frames` is how the model is told what is given, one of `KNOWN_FRAMES`. Frames are counted from 0.
     As in diffusers, `guidance_scale_2` is for the second of two transformers, and `true_cfg_scale` is classifier-free
-    guidance for a model that takes `guidance_scale` as an input. `attention` is how self-attention is made sparse,
-    `name:key=value`; None leaves it to the model. `gpus` share the tokens of the video by `context_parallel`, a name
-    of `parallel.METHODS` with its options.
+    guidance for a model that takes `guidance_scale` as an input; there is such guidance in `guidance_interval` alone,
+    as `read_interval` reads it. `attention` is how self-attention is made sparse, `name:key=value`; None leaves it to
+    the model. `gpus` share the tokens of the video by `context_parallel`, a name of `parallel.METHODS` with its
+    options.
     """
 
     prompt: str
@@ -51,6 +52,7 @@ class GenerateRequest:
     guidance_scale: float | None = None
     guidance_scale_2: float | None = None
     true_cfg_scale: float | None = None
+    guidance_interval: str | None = None
     width: int | None = None
     height: int | None = None
     num_frames: int | None = None
@@ -113,6 +115,7 @@ class Plan:
     guidance_scale: float
     guidance_scale_2: float | None
     true_cfg_scale: float | None
+    guidance_interval: str | None
     width: int
     height: int
     num_frames: int
@@ -195,6 +198,7 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
         guidance_scale=_guidance_scale(_given(request.guidance_scale, defaults.guidance_scale)),
         guidance_scale_2=_guidance_scale_2(request, checkpoint),
         true_cfg_scale=_true_cfg_scale(request.true_cfg_scale, checkpoint),
+        guidance_interval=_guidance_interval(request, checkpoint),
         width=width,
         height=height,
         num_frames=_num_frames(request, fps, checkpoint, notes),
@@ -407,6 +411,30 @@ def _guidance_scale_2(request: GenerateRequest, checkpoint: Checkpoint) -> float
         return _guidance_scale(request.guidance_scale_2)
     # As in diffusers, one scale that is given is for both; the checkpoint's two go together.
     return checkpoint.defaults.guidance_scale_2 if request.guidance_scale is None else None
+
+
+def _guidance_interval(request: GenerateRequest, checkpoint: Checkpoint) -> str | None:
+    if request.guidance_interval is None:
+        return checkpoint.defaults.guidance_interval
+    read_interval(request.guidance_interval)
+    return request.guidance_interval
+
+
+def read_interval(text: str) -> tuple[float, float]:
+    """Return LOW and HIGH of `LOW-HIGH`, sigmas from 0 to 1: there is guidance where LOW < sigma <= HIGH.
+
+    Kynkäänniemi et al. 2024 (arXiv:2404.07724). Raises `UsageError`.
+    """
+    try:
+        low, high = map(float, text.split("-"))
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not 0 <= low < high <= 1:
+        raise UsageError(
+            f'"{text}" is no interval of noise levels.',
+            tip="give LOW-HIGH, from 0 (a clean video) to 1 (noise), such as 0.8-1; 0-1 is guidance everywhere.",
+        )
+    return low, high
 
 
 def _true_cfg_scale(guidance_scale: float | None, checkpoint: Checkpoint) -> float | None:

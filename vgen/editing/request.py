@@ -44,8 +44,8 @@ class EditRequest:
     many steps V is carried over. `mask` is "none", "auto" or a path, with a `border` in pixels; `fit` is "pad" or
     "crop". `width`, `height`, `fps` and `num_frames` are what the model sees at once, with `overlap` frames shared by
     two windows; `start` and `seconds` are the part of the clip. `noise` is a file of `vgen invert`. `lora`,
-    `guidance_scale_2`, `attention`, `performance`, `offload`, `compile`, `gpus` and `context_parallel` are as for
-    generating.
+    `guidance_scale_2`, `guidance_interval`, `attention`, `performance`, `offload`, `compile`, `gpus` and
+    `context_parallel` are as for generating.
     """
 
     video: Path
@@ -61,6 +61,7 @@ class EditRequest:
     inject: int | None = None
     guidance_scale: float | None = None
     guidance_scale_2: float | None = None
+    guidance_interval: str | None = None
     true_cfg_scale: float | None = None
     attention: str | None = None
     mask: str | None = None
@@ -332,6 +333,7 @@ def _shown(
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
             guidance_scale_2=request.guidance_scale_2,
+            guidance_interval=request.guidance_interval,
             true_cfg_scale=request.true_cfg_scale,
             width=width,
             height=height,
@@ -398,6 +400,7 @@ def _fitted(
         lora=shown.lora,
         guidance_scale=shown.guidance_scale,
         guidance_scale_2=shown.guidance_scale_2,
+        guidance_interval=shown.guidance_interval,
         true_cfg_scale=shown.true_cfg_scale,
         mask=where,
         border=_given(request.border, masks.BORDER),

@@ -24,9 +24,9 @@ def classifier_free(
     """Return the velocity u + s * (c - u) of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
 
     `velocity(latents [B, C, T, H, W], sigma [], text)` is the model's. The branches run in turn, as diffusers' do: a
-    batch of both would round otherwise. Without a negative text, and at a scale of 1 or less, the model runs with the
-    prompt alone. A scale may be a function of sigma. Each pass of the model is made inside of `branch(name)`, whose
-    names are diffusers' for their caches, "cond" and "uncond".
+    batch of both would round otherwise. Without a negative text, and where the scale is 1 or less, the model runs with
+    the prompt alone. A scale may be a function of sigma. Each pass of the model is made inside of `branch(name)`, with
+    diffusers' names for their caches, "cond" and "uncond".
     """
 
     def conditioned(latents: Tensor, sigma: Tensor) -> Tensor:
@@ -37,10 +37,12 @@ def classifier_free(
         return conditioned
 
     def guided(latents: Tensor, sigma: Tensor) -> Tensor:
+        scale = guidance_scale(sigma) if callable(guidance_scale) else guidance_scale
         conditional = conditioned(latents, sigma)
+        if scale <= 1:
+            return conditional
         with branch("uncond"):
             unconditional = velocity(latents, sigma, negative_text)
-        scale = guidance_scale(sigma) if callable(guidance_scale) else guidance_scale
         return unconditional + scale * (conditional - unconditional)
 
     return guided
