@@ -41,10 +41,11 @@ from vgen.metrics.fidelity import psnr, ssim
 from vgen.pipelines import quantize as pipeline
 from vgen.pipelines import text_to_video
 from vgen.pipelines.evaluate.scores import read_all, share
-from vgen.pipelines.quantize import QuantizePlan, QuantizeRequest
 from vgen.pipelines.run import Watch
 from vgen.quantization import export
+from vgen.quantization import request as quantizing
 from vgen.quantization.calibration import Statistics
+from vgen.quantization.request import QuantizePlan, QuantizeRequest
 from vgen.request import Plan
 from vgen.sampling import SAMPLERS
 from vgen.sampling.guidance import classifier_free
@@ -79,7 +80,7 @@ def planned(scheme: str | None, num_prompts: int) -> QuantizePlan:
         model="toyland", scheme=scheme or "w8a8", output=Path("export"), compare=num_prompts, device="cpu",
         dtype="bfloat16",
     )  # fmt: skip
-    return pipeline.plan(asked, checkpoints.resolve("toyland"))
+    return quantizing.plan(asked, checkpoints.resolve("toyland"))
 
 
 @functools.cache

@@ -14,7 +14,8 @@ from vgen.cli.results import Format
 from vgen.errors import CheckpointError
 from vgen.hub import readable
 from vgen.pipelines import quantize as pipeline
-from vgen.pipelines.quantize import QuantizePlan, QuantizeRequest
+from vgen.quantization import request as quantizing
+from vgen.quantization.request import QuantizePlan, QuantizeRequest
 
 app = typer.Typer(add_completion=False)
 
@@ -124,7 +125,7 @@ def quantize(
         force=force,
     )
     checkpoint = checkpoints.resolve(model)
-    pipeline.check(asked, checkpoint)
+    quantizing.check(asked, checkpoint)
     with progress.shown(1) as watch:
         if dry_run and checkpoint.repo is not None and not checkpoints.is_whole(checkpoint):
             raise CheckpointError(
@@ -134,7 +135,7 @@ def quantize(
         if not dry_run:
             checkpoint = checkpoints.fetch(checkpoint, watch.download)
         checkpoints.verify(checkpoint, full=False)
-        plan = pipeline.plan(asked, checkpoint)
+        plan = quantizing.plan(asked, checkpoint)
         if not dry_run:
             outputs.prepare_folder(output)
             report = pipeline.quantize(plan, watch=watch)

@@ -20,13 +20,15 @@ from tests import tiny_lora, tiny_ltx_video
 from vgen import backbones, checkpoints, cli, manifest, request, runtime
 from vgen.errors import CheckpointError, UsageError, VgenError
 from vgen.pipelines import quantize as pipeline
-from vgen.pipelines import text_to_video
-from vgen.pipelines.quantize import QuantizeRequest
+from vgen.pipelines import quantize_report, text_to_video
 from vgen.pipelines.run import Watch
 from vgen.quantization import calibration, export, kernels, layers, page, precision
+from vgen.quantization import request as quantizing
 from vgen.quantization.layers import CROSS, FEED_FORWARD, SELF, Layer
 from vgen.quantization.linear import QuantizedLinear
+from vgen.quantization.request import QuantizePlan, QuantizeRequest
 from vgen.request import GenerateRequest
+from vgen.toyland.prompts import held_out
 
 SIZE: dict[str, Any] = {"width": 64, "height": 32, "num_frames": 9, "num_inference_steps": 2}  # of every video here
 
@@ -55,8 +57,8 @@ def asked(model: Path, scheme: str, output: Path, **options: Any) -> QuantizeReq
     return QuantizeRequest(model=str(model), scheme=scheme, output=output, **(given | options))
 
 
-def planned(model: Path, scheme: str, output: Path, **options: Any) -> pipeline.QuantizePlan:
-    return pipeline.plan(asked(model, scheme, output, **options), checkpoints.resolve(str(model)))
+def planned(model: Path, scheme: str, output: Path, **options: Any) -> QuantizePlan:
+    return quantizing.plan(asked(model, scheme, output, **options), checkpoints.resolve(str(model)))
 
 
 def quantized(model: Path, scheme: str, output: Path, **options: Any) -> dict[str, Any]:
@@ -245,10 +247,10 @@ def test_the_report_tells_what_was_lost_and_is_one_page(tiny_checkpoint: Path, t
 
 def test_the_scores_of_both_models_are_reported_and_limited(tiny_expanded: Path, tmp_path: Path) -> None:
     checkpoint = replace(checkpoints.resolve(str(tiny_expanded)), knows="Toyland.")
-    plan = pipeline.plan(
+    plan = quantizing.plan(
         asked(tiny_expanded, "w8a8", tmp_path / "export", compare=2, max_loss="score=0,psnr=99"), checkpoint
     )
-    assert [video.prompt for video in plan.comparison] == [prompt.text for prompt in pipeline.held_out()[:2]]
+    assert [video.prompt for video in plan.comparison] == [prompt.text for prompt in held_out()[:2]]
     with pytest.raises(VgenError, match=r"was not written: its PSNR is .* dB, and 99 was asked for"):
         pipeline.quantize(plan, watch=Watch())
     assert not (tmp_path / "export").exists()
@@ -256,8 +258,10 @@ def test_the_scores_of_both_models_are_reported_and_limited(tiny_expanded: Path,
     assert report["score"]["prompts"] == 2 and 0 <= report["score"]["after"]["joint"] <= 1
     assert "Toyland&#x27;s score" in (tmp_path / "export.report.html").read_text().replace("'", "&#x27;")
     worse = {"score": {"before": {"joint": 0.9}, "after": {"joint": 0.85}}}
-    assert pipeline.exceeded({"score": 2}, worse) == ["it loses 5.0 points of the joint score, and 2 were allowed"]
-    assert pipeline.exceeded({"score": 6}, worse) == []
+    assert quantize_report.exceeded({"score": 2}, worse) == [
+        "it loses 5.0 points of the joint score, and 2 were allowed"
+    ]
+    assert quantize_report.exceeded({"score": 6}, worse) == []
 
 
 def test_loras_are_quantized_with_the_weights_that_they_change(tiny_checkpoint: Path, tmp_path: Path) -> None:
