@@ -44,10 +44,11 @@ def decode(
     form: flags.Form = Format.text,
 ) -> None:
     """Finish a run whose decoding failed; its latents stay."""
+    from vgen.editing.latents import is_edit
     from vgen.pipelines import edit
     from vgen.pipelines.text_to_video import load_latents
 
-    if edit.is_edit(latents):
+    if is_edit(latents):
         changes = {"device": device, "dtype": dtype, "performance": performance}
         given = {name: value for name, value in changes.items() if value is not None}
         path = outputs.video_path(latents)
