@@ -137,3 +137,14 @@ def test_an_output_folder_that_cannot_be(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_processor_and_the_dtype_are_those_of_this_machine() -> None:
     assert "threads" in ask("cpu").says
     assert ask("dtype").level == "ok"
+
+
+def test_kernels_that_cannot_be_compiled_are_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vgen.attention.kernels import cpu as attention
+    from vgen.quantization import cpu as quantization
+
+    monkeypatch.setattr(attention, "why_not_compiled", lambda: None)
+    monkeypatch.setattr(quantization, "why_not_compiled", lambda: "there is no C++ compiler")
+    told = doctor.examine({"cpu-kernels": doctor.CHECKS["cpu-kernels"]})
+    assert [(one.level, one.fix) for one in told] == [("ok", None), ("note", "install g++")]
+    assert told[1].says == "integer layers: torch's own, which is slower, as there is no C++ compiler"

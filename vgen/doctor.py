@@ -161,6 +161,20 @@ def _compiler() -> Iterator[Finding]:
         yield Finding(name="compiler", level="note", says=f"{lacks}: torch cannot compile models", fix=fix)
 
 
+def _kernels() -> Iterator[Finding]:
+    from vgen.attention.kernels import cpu as attention
+    from vgen.quantization import cpu as quantization
+
+    found = {"sparse attention": attention.why_not_compiled(), "integer layers": quantization.why_not_compiled()}
+    for what, reason in found.items():
+        if reason is None:
+            yield Finding(name="cpu-kernels", level="ok", says=f"{what}: compiled for this CPU")
+        else:
+            says = f"{what}: torch's own, which is slower, as {reason}"
+            fix = "install g++" if "compiler" in reason else None
+            yield Finding(name="cpu-kernels", level="note", says=says, fix=fix)
+
+
 def _hub() -> Iterator[Finding]:
     from huggingface_hub import constants, get_session, get_token
 
@@ -236,4 +250,5 @@ CHECKS = {
     "hub": Check(run=_hub, needed=False, seconds=15.0),
     "packages": Check(run=_packages, needed=False, seconds=120.0),
     "compiler": Check(run=_compiler, needed=False),
+    "cpu-kernels": Check(run=_kernels, needed=False),
 }
