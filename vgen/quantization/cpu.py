@@ -80,5 +80,4 @@ def why_not_compiled() -> str | None:
     """Return why the kernel cannot be compiled and loaded, which is done the first time, or None."""
     if not torch._C._has_mkldnn or not torch.cpu.get_capabilities().get("avx512_vnni", False):
         return "it needs an x86 CPU with AVX-512 VNNI"
-    # Without traps and errno, as rounding is no instruction with them; divisions stay divisions, as torch's are.
-    return native.why_not_loaded(SOURCE, "-fno-math-errno", "-fno-trapping-math")
+    return native.why_not_loaded(SOURCE)  # without -ffast-math: it rounds as torch does

@@ -12,7 +12,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstring>
 #include <optional>
 #include <vector>
@@ -21,33 +20,41 @@ namespace {
 
 constexpr int64_t ROWS = 64, COLUMNS = 64;  // of a product
 constexpr int64_t MOST_COLUMNS = 256;       // that see a tile of tokens while it is in the cache
+constexpr int64_t VALUES_AT_ONCE = 1 << 15; // less is not worth another thread
 constexpr float TINY = 1e-30f;              // the smallest maximum that is not taken for zeros
 constexpr int32_t OFFSET = 128;
+// 1.5 * 2^23: added to a small number it leaves the nearest integer, ties to even, in the low bits of the sum, which
+// compilers vectorise, and std::nearbyint they don't.
+constexpr float ROUNDING = 12582912.0f;
 
 inline int64_t whole_words(int64_t bytes) { return (bytes + 3) / 4 * 4; }
 
-// A token's scale is its largest value / 127. The bits of |x| order as the numbers do, with what is not finite on top,
-// so that such a token has a scale that is not finite, and products that are not.
+// One token x [k] to bytes [width], with `values` [k] for what comes in between; returns its scale, which is its largest
+// value / 127. The bits of |x| order as the numbers do, with what is not finite on top, so that such a token has a scale
+// that is not finite, and products that are not. A function of its own, as bytes may be anything to a compiler, the
+// bounds of a loop too, if these are in memory.
+template <typename T>
+float quantize_row(const T* __restrict x, uint8_t* __restrict bytes, float* __restrict values, int64_t k,
+                   int64_t width) {
+  uint32_t most = std::bit_cast<uint32_t>(TINY);
+  for (int64_t i = 0; i < k; ++i) {
+    values[i] = static_cast<float>(x[i]);
+    most = std::max(most, std::bit_cast<uint32_t>(values[i]) & 0x7FFFFFFFu);
+  }
+  const float scale = std::bit_cast<float>(most) / 127.0f;
+  for (int64_t i = 0; i < k; ++i)
+    bytes[i] = static_cast<uint8_t>(std::bit_cast<uint32_t>(values[i] / scale + ROUNDING) + OFFSET);
+  std::fill(bytes + k, bytes + width, static_cast<uint8_t>(OFFSET));
+  return scale;
+}
+
 template <typename T>
 void quantize_rows(const T* x, uint8_t* tokens, float* scales, int64_t rows, int64_t k) {
   const int64_t width = whole_words(k);
-  at::parallel_for(0, rows, 16, [=](int64_t begin, int64_t end) {
+  at::parallel_for(0, rows, std::max<int64_t>(1, VALUES_AT_ONCE / k), [=](int64_t begin, int64_t end) {
     std::vector<float> values(k);
-    for (int64_t row = begin; row < end; ++row) {
-      const T* from = x + row * k;
-      uint8_t* to = tokens + row * width;
-      float* v = values.data();
-      uint32_t most = std::bit_cast<uint32_t>(TINY);
-      for (int64_t i = 0; i < k; ++i) {
-        v[i] = static_cast<float>(from[i]);
-        most = std::max(most, std::bit_cast<uint32_t>(v[i]) & 0x7FFFFFFFu);
-      }
-      const float scale = std::bit_cast<float>(most) / 127.0f;
-      for (int64_t i = 0; i < k; ++i)
-        to[i] = static_cast<uint8_t>(static_cast<int32_t>(std::nearbyint(v[i] / scale)) + OFFSET);
-      std::fill(to + k, to + width, static_cast<uint8_t>(OFFSET));
-      scales[row] = scale;
-    }
+    for (int64_t row = begin; row < end; ++row)
+      scales[row] = quantize_row(x + row * k, tokens + row * width, values.data(), k, width);
   });
 }
 
