@@ -247,7 +247,7 @@ def test_a_compiled_layer_is_one_graph_that_gives_the_same(
     torch._dynamo.reset()
     assert torch.equal(torch.compile(made, backend=remember, fullgraph=True)(x), made(x))
     is_native = format.activation_bits == 8 and is_compiled and cpu.takes("cpu", x.dtype)
-    assert ("vgen.quantized_linear" in called) == is_native
+    assert ("vgen.integer_linear" in called) == is_native
     assert ("vgen.int4_products" in called) == (format.weight_bits == 4 and not is_native)
     assert not any("kron" in target for target in called)
 

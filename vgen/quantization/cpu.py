@@ -29,44 +29,21 @@ def quantized_linear(
     balancing: Tensor | None,
 ) -> Tensor:
     """Return what `kernels.quantized_linear` does; `takes` says for which x."""
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
-    count, width = rows.shape
-    tokens = torch.empty(count, (width + 3) // 4 * 4, dtype=torch.uint8)
-    token_scales = torch.empty(count)
-    at_once = count if balancing is None else max(128, BALANCED_AT_ONCE // width)
-    for start in range(0, count, at_once):
-        part = slice(start, start + at_once)
-        balanced = rows[part] if balancing is None else balance_inputs(rows[part], balancing)
-        torch.ops.vgen.quantize_tokens(balanced, tokens[part], token_scales[part])
-    offset = torch.zeros_like(scale) if bias is None else bias.float()
-    out = x.new_empty(count, len(weight))
-    torch.ops.vgen.integer_linear(tokens, token_scales, weight, multipliers, scale, offset, out)
-    return out.view(*x.shape[:-1], len(weight))
+    inputs = x if balancing is None else _balanced(x, balancing)
+    made: Tensor = torch.ops.vgen.integer_linear(inputs, weight, multipliers, scale, bias)
+    return made
 
 
-@torch.library.custom_op("vgen::quantized_linear", mutates_args=())
-def _quantized_linear(
-    x: Tensor,
-    weight: Tensor,
-    multipliers: Tensor | None,
-    scale: Tensor,
-    bias: Tensor | None,
-    balancing: Tensor | None,
-) -> Tensor:
-    """Stand for the layer in compiled code, which calls it as it is."""
-    return quantized_linear(x, weight, multipliers, scale, bias, balancing)
-
-
-@_quantized_linear.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    multipliers: Tensor | None,
-    scale: Tensor,
-    bias: Tensor | None,
-    balancing: Tensor | None,
-) -> Tensor:
-    return x.new_empty(*x.shape[:-1], len(weight))
+def _balanced(x: Tensor, balancing: Tensor) -> Tensor:
+    """Return balanced inputs [..., K], made some tokens at a time, as much as caches hold."""
+    at_once = max(128, BALANCED_AT_ONCE // x.shape[-1])
+    if torch.compiler.is_compiling() or x.numel() <= at_once * x.shape[-1]:
+        return balance_inputs(x, balancing)
+    rows, balanced = x.reshape(-1, x.shape[-1]), torch.empty_like(x, memory_format=torch.contiguous_format)
+    parts = zip(torch.split(rows, at_once), torch.split(balanced.view(rows.shape), at_once), strict=True)
+    for part, into in parts:
+        into.copy_(balance_inputs(part, balancing))
+    return balanced
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -80,4 +57,12 @@ def why_not_compiled() -> str | None:
     """Return why the kernel cannot be compiled and loaded, which is done the first time, or None."""
     if not torch._C._has_mkldnn or not torch.cpu.get_capabilities().get("avx512_vnni", False):
         return "it needs an x86 CPU with AVX-512 VNNI"
-    return native.why_not_loaded(SOURCE)  # without -ffast-math: it rounds as torch does
+    reason = native.why_not_loaded(SOURCE)  # without -ffast-math: it rounds as torch does
+    if reason is None:
+        torch.library.register_fake("vgen::integer_linear", _shaped)
+    return reason
+
+
+def _shaped(x: Tensor, weight: Tensor, multipliers: Tensor | None, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Return an output without values, for code that is compiled."""
+    return x.new_empty(*x.shape[:-1], len(weight))

@@ -8,6 +8,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/native/CPUBlas.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -142,47 +144,38 @@ void multiply(const uint8_t* tokens, const float* token_scales, const uint8_t* w
   });
 }
 
-// x [rows, k], float32 or bfloat16, to tokens uint8 [rows, k rounded up to 4], 128 added, and scales float32 [rows].
-void quantize_tokens(const at::Tensor& x, at::Tensor tokens, at::Tensor scales) {
+// The layer: x [..., k], float32 or bfloat16, each token rounded by a scale of its own, times weight int8 [n, k] or packed
+// int4 [n, k / 2], times multipliers uint8 [n, groups] of its groups, times scale float32 [n], plus bias [n], as x.
+at::Tensor integer_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& multipliers,
+                          const at::Tensor& scale, const std::optional<at::Tensor>& bias) {
+  const int64_t k = x.size(-1), n = weight.size(0), rows = x.numel() / k;
+  const at::Tensor inputs = x.contiguous();
+  const at::Tensor tokens = at::empty({rows, whole_words(k)}, x.options().dtype(at::kByte));
+  const at::Tensor token_scales = at::empty({rows}, x.options().dtype(at::kFloat));
+  const at::Tensor offset = bias ? bias->to(at::kFloat) : at::zeros_like(scale);
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() = n;
+  at::Tensor out = at::empty(sizes, x.options());
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    quantize_rows<T>(x.const_data_ptr<T>(), tokens.mutable_data_ptr<uint8_t>(), scales.mutable_data_ptr<float>(),
-                     x.size(0), x.size(1));
+    auto* bytes = tokens.mutable_data_ptr<uint8_t>();
+    auto* scales = token_scales.mutable_data_ptr<float>();
+    quantize_rows<T>(inputs.const_data_ptr<T>(), bytes, scales, rows, k);
+    multiply<T>(bytes, scales, static_cast<const uint8_t*>(weight.const_data_ptr()),
+                weight.scalar_type() == at::kByte, multipliers ? multipliers->const_data_ptr<uint8_t>() : nullptr,
+                multipliers ? multipliers->size(1) : 0, scale.const_data_ptr<float>(), offset.const_data_ptr<float>(),
+                out.mutable_data_ptr<T>(), rows, n, k);
   };
   if (x.scalar_type() == at::kBFloat16)
     run(at::BFloat16());
   else
     run(float());
-}
-
-// Tokens and their scales, as above, times weight int8 [n, k] or packed int4 [n, k / 2], times multipliers uint8
-// [n, groups] of its groups, times scale float32 [n], plus bias float32 [n], to out [rows, n]. All contiguous.
-void integer_linear(const at::Tensor& tokens, const at::Tensor& token_scales, const at::Tensor& weight,
-                    const std::optional<at::Tensor>& multipliers, const at::Tensor& scale, const at::Tensor& bias,
-                    at::Tensor out) {
-  const bool is_packed = weight.scalar_type() == at::kByte;
-  const auto* integers = static_cast<const uint8_t*>(weight.const_data_ptr());
-  const uint8_t* factors = multipliers ? multipliers->const_data_ptr<uint8_t>() : nullptr;
-  const auto run = [&](auto zero) {
-    using T = decltype(zero);
-    multiply<T>(tokens.const_data_ptr<uint8_t>(), token_scales.const_data_ptr<float>(), integers, is_packed, factors,
-                multipliers ? multipliers->size(1) : 0, scale.const_data_ptr<float>(), bias.const_data_ptr<float>(),
-                out.mutable_data_ptr<T>(), tokens.size(0), weight.size(0), weight.size(1) * (is_packed ? 2 : 1));
-  };
-  if (out.scalar_type() == at::kBFloat16)
-    run(at::BFloat16());
-  else
-    run(float());
+  return out;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(vgen, m) {
-  m.def("quantize_tokens(Tensor x, Tensor(a!) tokens, Tensor(b!) scales) -> ()");
-  m.def("integer_linear(Tensor tokens, Tensor token_scales, Tensor weight, Tensor? multipliers, Tensor scale, "
-        "Tensor bias, Tensor(a!) out) -> ()");
+  m.def("integer_linear(Tensor x, Tensor weight, Tensor? multipliers, Tensor scale, Tensor? bias) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(vgen, CPU, m) {
-  m.impl("quantize_tokens", &quantize_tokens);
-  m.impl("integer_linear", &integer_linear);
-}
+TORCH_LIBRARY_IMPL(vgen, CPU, m) { m.impl("integer_linear", &integer_linear); }

@@ -52,9 +52,6 @@ def quantized_linear(
     """
     if not (is_exact(x.device.type) and cpu.takes(x.device.type, x.dtype)):
         return _by_torch(x, weights.products(weight, multipliers), scale, bias, balancing)
-    if torch.compiler.is_compiling():
-        made: Tensor = torch.ops.vgen.quantized_linear(x, weight, multipliers, scale, bias, balancing)
-        return made
     return cpu.quantized_linear(x, weight, multipliers, scale, bias, balancing)
 
 
