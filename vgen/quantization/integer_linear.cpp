@@ -20,10 +20,10 @@
 
 namespace {
 
-constexpr int64_t ROWS = 64, COLUMNS = 64;  // of a product
-constexpr int64_t MOST_COLUMNS = 256;       // that see a tile of tokens while it is in the cache
-constexpr int64_t VALUES_AT_ONCE = 1 << 15; // less is not worth another thread
-constexpr float TINY = 1e-30f;              // the smallest maximum that is not taken for zeros
+constexpr int64_t ROWS = 64, COLUMNS = 64;   // of a product
+constexpr int64_t MOST_COLUMNS = 256;        // that see a tile of tokens while it is in the cache
+constexpr int64_t VALUES_AT_ONCE = 1 << 15;  // fewer are not worth another thread
+constexpr float TINY = 1e-30f;               // the smallest maximum that is not taken for zeros
 constexpr int32_t OFFSET = 128;
 // 1.5 * 2^23: added to a small number it leaves the nearest integer, ties to even, in the low bits of the sum, which
 // compilers vectorise, and std::nearbyint they don't.
@@ -62,7 +62,8 @@ void quantize_rows(const T* x, uint8_t* tokens, float* scales, int64_t rows, int
 
 // One channel's weights as int8 [k], from int8 or from int4 with the first half of k in the low bits, times the
 // multipliers of its groups, if any.
-void decode(const uint8_t* weight, bool is_packed, const uint8_t* multipliers, int64_t groups, int64_t k, int8_t* to) {
+void decode(const uint8_t* __restrict weight, bool is_packed, const uint8_t* multipliers, int64_t groups, int64_t k,
+            int8_t* __restrict to) {
   if (is_packed) {
     const int64_t half = k / 2;
     for (int64_t i = 0; i < half; ++i) {
@@ -87,11 +88,13 @@ void lay_out(const uint8_t* weight, bool is_packed, const uint8_t* multipliers, 
     std::fill(lines.begin(), lines.end(), 0);
     for (int64_t i = 0; i < AT_ONCE; ++i) {
       const int64_t channel = first + i;
-      sums[channel] = 0;
-      if (channel >= count) continue;
-      auto* line = reinterpret_cast<int8_t*>(lines.data() + i * words);
-      decode(weight + channel * bytes, is_packed, multipliers + channel * groups, groups, k, line);
-      for (int64_t j = 0; j < k; ++j) sums[channel] += line[j];
+      int32_t sum = 0;
+      if (channel < count) {
+        auto* line = reinterpret_cast<int8_t*>(lines.data() + i * words);
+        decode(weight + channel * bytes, is_packed, multipliers + channel * groups, groups, k, line);
+        for (int64_t j = 0; j < k; ++j) sum += line[j];
+      }
+      sums[channel] = sum;
     }
     for (int64_t word = 0; word < words; word += AT_ONCE)
       for (int64_t j = word; j < std::min(word + AT_ONCE, words); ++j)
@@ -156,6 +159,7 @@ at::Tensor integer_linear(const at::Tensor& x, const at::Tensor& weight, const s
   std::vector<int64_t> sizes = x.sizes().vec();
   sizes.back() = n;
   at::Tensor out = at::empty(sizes, x.options());
+  if (rows == 0) return out;
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     auto* bytes = tokens.mutable_data_ptr<uint8_t>();
