@@ -104,6 +104,12 @@ def test_what_cannot_be_done_is_refused_with_the_fix(changes: dict[str, Any], me
     assert tip in caught.value.tip
 
 
+def test_an_interval_without_guidance_is_told_to_change_nothing() -> None:
+    made = planned(guidance_interval="0.8-1", guidance_scale=1.0)
+    assert made.notes == ("--guidance-interval changes nothing: at a scale of 1 there is no guidance.",)
+    assert planned(guidance_interval="0.8-1", guidance_scale=3.0).notes == ()
+
+
 def test_an_unreadable_image_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "text.png"
     path.write_text("no image")

@@ -226,6 +226,9 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
         settings=settings,
         notes=(*notes, *settings.notes),
     )
+    if request.guidance_interval is not None and made.cfg_scale <= 1:
+        note = f"--guidance-interval changes nothing: at a scale of {made.cfg_scale:g} there is no guidance."
+        made = replace(made, notes=(*made.notes, note))
     _check_attention(made)
     check_parallel(made)
     used = given.of(made)
