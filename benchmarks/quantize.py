@@ -225,9 +225,8 @@ def table(told: dict[str, Any]) -> Iterator[str]:
 
 
 def begin(num_threads: int) -> None:
-    """Prepare a worker, which compiles the same blocks for every row."""
+    """Prepare a worker."""
     torch.set_num_threads(num_threads)
-    torch._dynamo.config.recompile_limit = 16 * len(ROWS | BETWEEN)
 
 
 def main() -> None:

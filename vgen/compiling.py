@@ -16,9 +16,7 @@ def compile_blocks(backbone: Backbone) -> None:
     """
     import torch
 
-    blocks = list(backbone.blocks())
-    # Where bits differ from block to block, each may be a kind of its own, and past its limit dynamo gives up.
-    config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, 8 + len(blocks))
-    for block in blocks:
+    for block in backbone.blocks():
+        # Where bits differ from block to block, each may be a kind of its own, and past its limit dynamo gives up.
+        torch._dynamo.config.recompile_limit += 1
         block.forward = torch.compile(block.forward)

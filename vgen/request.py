@@ -180,6 +180,8 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
     _check_student(num_inference_steps, sampler, checkpoint)
     if request.attention is not None:
         attention.parse(request.attention)
+    if request.guidance_interval is not None:
+        read_interval(request.guidance_interval)
     runtime.check_names(request.device, request.dtype)
     checkpoint = _with_loras(checkpoint, request.lora)
     settings = settle(request, checkpoint)
@@ -198,7 +200,7 @@ def plan(request: GenerateRequest, checkpoint: Checkpoint) -> Plan:
         guidance_scale=_guidance_scale(_given(request.guidance_scale, defaults.guidance_scale)),
         guidance_scale_2=_guidance_scale_2(request, checkpoint),
         true_cfg_scale=_true_cfg_scale(request.true_cfg_scale, checkpoint),
-        guidance_interval=_guidance_interval(request, checkpoint),
+        guidance_interval=request.guidance_interval,
         width=width,
         height=height,
         num_frames=_num_frames(request, fps, checkpoint, notes),
@@ -414,13 +416,6 @@ def _guidance_scale_2(request: GenerateRequest, checkpoint: Checkpoint) -> float
         return _guidance_scale(request.guidance_scale_2)
     # As in diffusers, one scale that is given is for both; the checkpoint's two go together.
     return checkpoint.defaults.guidance_scale_2 if request.guidance_scale is None else None
-
-
-def _guidance_interval(request: GenerateRequest, checkpoint: Checkpoint) -> str | None:
-    if request.guidance_interval is None:
-        return checkpoint.defaults.guidance_interval
-    read_interval(request.guidance_interval)
-    return request.guidance_interval
 
 
 def read_interval(text: str) -> tuple[float, float]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vgen.video import Frames
 
 # What a trial takes from the embedded checkpoint's defaults, whatever the model: all are scored alike.
-SETTINGS = ("width", "height", "num_frames", "fps", "num_inference_steps", "guidance_scale", "guidance_interval")
+SETTINGS = ("width", "height", "num_frames", "fps", "num_inference_steps", "guidance_scale")
 ANYWHERE = ("device", "dtype", "model")  # fields in which a video that is there may differ
 REAL = "real"
 

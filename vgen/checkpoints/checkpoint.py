@@ -17,11 +17,10 @@ Source = Literal["embedded", "folder", "hub"]
 class Defaults:
     """What a checkpoint takes when the user says nothing; sizes in pixels, `fps` in frames per second.
 
-    `guidance_scale_2` is that of a second transformer, where it differs, and `guidance_interval` where guidance is
-    worth it, as in a request; None: everywhere. `shift` is the recommended shift of the flow's schedule; None: as the
-    checkpoint's own scheduler says. `timesteps`, of 1000, are the noise levels that a few-step student was trained at,
-    before the shift; empty for other models. `attention` is the sparse attention that it was trained with and cannot
-    do without; empty for the dense one.
+    `guidance_scale_2` is that of a second transformer, where it differs. `shift` is the recommended shift of the
+    flow's schedule; None: as the checkpoint's own scheduler says. `timesteps`, of 1000, are the noise levels that a
+    few-step student was trained at, before the shift; empty for other models. `attention` is the sparse attention
+    that it was trained with and cannot do without; empty for the dense one.
     """
 
     width: int
@@ -34,7 +33,6 @@ class Defaults:
     negative_prompt: str
     max_sequence_length: int
     guidance_scale_2: float | None = None
-    guidance_interval: str | None = None
     shift: float | None = None
     timesteps: tuple[int, ...] = ()
     attention: str = ""

@@ -13,37 +13,17 @@ import torch
 from torch import Tensor
 
 from vgen import native
-from vgen.quantization.balance import balance_inputs
 
 SOURCE = Path(__file__).with_name("integer_linear.cpp")
 DTYPES = (torch.float32, torch.bfloat16)
-BALANCED_AT_ONCE = 2**19  # values, which caches hold
 
 
-def quantized_linear(
-    x: Tensor,
-    weight: Tensor,
-    multipliers: Tensor | None,
-    scale: Tensor,
-    bias: Tensor | None,
-    balancing: Tensor | None,
+def integer_linear(
+    x: Tensor, weight: Tensor, multipliers: Tensor | None, scale: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """Return what `kernels.quantized_linear` does; `takes` says for which x."""
-    inputs = x if balancing is None else _balanced(x, balancing)
-    made: Tensor = torch.ops.vgen.integer_linear(inputs, weight, multipliers, scale, bias)
+    """Return what `kernels.quantized_linear` does with inputs that are balanced; `takes` says for which x."""
+    made: Tensor = torch.ops.vgen.integer_linear(x, weight, multipliers, scale, bias)
     return made
-
-
-def _balanced(x: Tensor, balancing: Tensor) -> Tensor:
-    """Return balanced inputs [..., K], made some tokens at a time, as much as caches hold."""
-    at_once = max(128, BALANCED_AT_ONCE // x.shape[-1])
-    if torch.compiler.is_compiling() or x.numel() <= at_once * x.shape[-1]:
-        return balance_inputs(x, balancing)
-    rows, balanced = x.reshape(-1, x.shape[-1]), torch.empty_like(x, memory_format=torch.contiguous_format)
-    parts = zip(torch.split(rows, at_once), torch.split(balanced.view(rows.shape), at_once), strict=True)
-    for part, into in parts:
-        into.copy_(balance_inputs(part, balancing))
-    return balanced
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

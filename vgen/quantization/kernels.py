@@ -52,7 +52,19 @@ def quantized_linear(
     """
     if not (is_exact(x.device.type) and cpu.takes(x.device.type, x.dtype)):
         return _by_torch(x, weights.products(weight, multipliers), scale, bias, balancing)
-    return cpu.quantized_linear(x, weight, multipliers, scale, bias, balancing)
+    inputs = x if balancing is None else _balanced(x, balancing)
+    return cpu.integer_linear(inputs, weight, multipliers, scale, bias)
+
+
+def _balanced(x: Tensor, balancing: Tensor) -> Tensor:
+    """Return balanced inputs [..., K] on a CPU, made some tokens at a time, as much as its caches hold."""
+    at_once = max(128, AT_ONCE["cpu"] // x.shape[-1])
+    if torch.compiler.is_compiling() or x.numel() <= at_once * x.shape[-1]:
+        return balance_inputs(x, balancing)
+    rows, made = x.reshape(-1, x.shape[-1]), torch.empty_like(x, memory_format=torch.contiguous_format)
+    for part, into in zip(torch.split(rows, at_once), torch.split(made.view(rows.shape), at_once), strict=True):
+        into.copy_(balance_inputs(part, balancing))
+    return made
 
 
 def _by_torch(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, balancing: Tensor | None) -> Tensor:
