@@ -35,7 +35,7 @@ def evaluate(asked: Evaluation, found: Sequence[Trial], jobs: Sequence[Job], *, 
 def facts(asked: Evaluation, found: Sequence[Trial], account: Report) -> dict[str, Any]:
     """Return what tells how a score came about: the model, the settings, the seeds, the costs of this run."""
     plan = found[0].real.plan
-    settings = (*SETTINGS, "sampler", "negative_prompt")
+    settings = (*SETTINGS, "guidance_interval", "sampler", "negative_prompt")
     return {
         "model": plan.model,
         "checkpoint": manifest.identity(plan.checkpoint),

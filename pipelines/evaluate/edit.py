@@ -164,6 +164,7 @@ def edited(
             seed=plan.seed,
             num_inference_steps=plan.num_inference_steps,
             guidance_scale=plan.guidance_scale,
+            guidance_interval=plan.guidance_interval,
             width=plan.width,
             height=plan.height,
             num_frames=plan.num_frames,
