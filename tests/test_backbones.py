@@ -140,7 +140,8 @@ def test_any_subset_of_latent_frames_may_be_known(expanded: Wan) -> None:
         none = expanded.velocity(latents, SIGMA, text, torch.zeros_like(mask))
         plain = expanded.velocity(latents, SIGMA, text)
     assert (some - plain).abs().max() > 1e-4
-    assert torch.equal(none, plain)
+    # One timestep for all tokens, or the same for each: only rounding tells them apart.
+    assert torch.allclose(none, plain, atol=1e-5)
 
 
 def test_the_grid_and_the_slots_are_what_the_model_sees(wan: Wan) -> None:

@@ -149,7 +149,8 @@ class Wan:
 
         latents [B, C, T, h, w]; sigma []; text [B, L, D]; known bool, broadcast to [B, 1, T, h, w]: where it is true
         the latents are given, and where all of a token's are the timestep is 0 (per-token timesteps, as Wan 2.2
-        TI2V's); image is what `encode_images` gave to an image-to-video model.
+        TI2V's; without anything known one serves all tokens, for which all is modulated alike); image is what
+        `encode_images` gave to an image-to-video model.
         """
         timestep = self._timestep(sigma)
         transformer = self.transformer
@@ -158,16 +159,15 @@ class Wan:
         batch = latents.shape[0]
         if image is not None:
             latents = torch.cat([latents, image.channels.expand(batch, -1, -1, -1, -1)], dim=1)
-        if self.expand_timesteps:
-            known = torch.zeros((), dtype=torch.bool, device=latents.device) if known is None else known
+        if known is None:
+            timestep = timestep.expand(batch)
+        else:
+            assert self.expand_timesteps, "a plan with known frames was checked against the checkpoint"
             known = known.expand(batch, 1, *latents.shape[2:])
             # A token is known where all of its cells are.
             patch = transformer.config.patch_size
             noisy = torch.nn.functional.max_pool3d((~known).float(), patch, patch)[:, 0].bool()
             timestep = timestep.where(noisy, 0).flatten(1)
-        else:
-            assert known is None, "a plan with known frames was checked against the checkpoint"
-            timestep = timestep.expand(batch)
         velocity: Tensor = transformer(
             hidden_states=latents.to(transformer.dtype),
             timestep=timestep,

@@ -16,6 +16,7 @@
 #include <bit>
 #include <cstring>
 #include <optional>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -28,6 +29,16 @@ constexpr int32_t OFFSET = 128;
 // 1.5 * 2^23: added to a small number it leaves the nearest integer, ties to even, in the low bits of the sum, which
 // compilers vectorise, and std::nearbyint they don't.
 constexpr float ROUNDING = 12582912.0f;
+
+// Memory of this thread's own for one use, kept from call to call: new pages cost as much as what is done in them.
+enum class Use { VALUES, CHANNELS, WEIGHTS, SUMS, PRODUCTS };
+
+template <typename T, Use USE>
+T* scratch(int64_t count) {
+  thread_local std::vector<T> memory;
+  if (static_cast<int64_t>(memory.size()) < count) memory.resize(count);
+  return memory.data();
+}
 
 inline int64_t whole_words(int64_t bytes) { return (bytes + 3) / 4 * 4; }
 
@@ -43,9 +54,11 @@ float quantize_row(const T* __restrict x, uint8_t* __restrict bytes, float* __re
     values[i] = static_cast<float>(x[i]);
     most = std::max(most, std::bit_cast<uint32_t>(values[i]) & 0x7FFFFFFFu);
   }
-  const float scale = std::bit_cast<float>(most) / 127.0f;
+  const float scale = std::bit_cast<float>(most) / 127.0f, inverse = 1.0f / scale;
+  // Apart from the sum, with which it would be one operation that rounds once.
+  for (int64_t i = 0; i < k; ++i) values[i] *= inverse;
   for (int64_t i = 0; i < k; ++i)
-    bytes[i] = static_cast<uint8_t>(std::bit_cast<uint32_t>(values[i] / scale + ROUNDING) + OFFSET);
+    bytes[i] = static_cast<uint8_t>(std::bit_cast<uint32_t>(values[i] + ROUNDING) + OFFSET);
   std::fill(bytes + k, bytes + width, static_cast<uint8_t>(OFFSET));
   return scale;
 }
@@ -54,9 +67,9 @@ template <typename T>
 void quantize_rows(const T* x, uint8_t* tokens, float* scales, int64_t rows, int64_t k) {
   const int64_t width = whole_words(k);
   at::parallel_for(0, rows, std::max<int64_t>(1, VALUES_AT_ONCE / k), [=](int64_t begin, int64_t end) {
-    std::vector<float> values(k);
+    float* values = scratch<float, Use::VALUES>(k);
     for (int64_t row = begin; row < end; ++row)
-      scales[row] = quantize_row(x + row * k, tokens + row * width, values.data(), k, width);
+      scales[row] = quantize_row(x + row * k, tokens + row * width, values, k, width);
   });
 }
 
@@ -78,27 +91,53 @@ void decode(const uint8_t* __restrict weight, bool is_packed, const uint8_t* mul
       to[i] = static_cast<int8_t>(to[i] * multipliers[g]);
 }
 
-// `count` channels as brgemm takes them, [k / 4, COLUMNS, 4], and the sum of each.
+// Sixteen words, of a channel or for sixteen channels: one cache line.
+constexpr int64_t LINE = 16;
+typedef int32_t Line __attribute__((vector_size(4 * LINE)));
+constexpr auto WITHIN = std::make_integer_sequence<int, LINE>();
+
+// Exchanges the blocks of STEP words that lie across the diagonal of two rows.
+template <int STEP, int... J>
+inline void exchange(Line& upper, Line& lower, std::integer_sequence<int, J...>) {
+  const Line a = upper, b = lower;
+  upper = __builtin_shufflevector(a, b, (J & STEP ? LINE + J - STEP : J)...);
+  lower = __builtin_shufflevector(a, b, (J & STEP ? LINE + J : J + STEP)...);
+}
+
+template <int STEP>
+inline void exchange_all(Line (&rows)[LINE]) {
+  for (int i = 0; i < LINE; ++i)
+    if (!(i & STEP)) exchange<STEP>(rows[i], rows[i + STEP], WITHIN);
+}
+
+// `count` channels as brgemm takes them, [k / 4, COLUMNS, 4], and of each OFFSET times its sum.
 void lay_out(const uint8_t* weight, bool is_packed, const uint8_t* multipliers, int64_t groups, int64_t k,
              int64_t count, int32_t* packed, int32_t* sums) {
-  constexpr int64_t AT_ONCE = 16;  // words of a channel, and channels: one cache line of each
-  const int64_t words = whole_words(k) / 4, bytes = is_packed ? k / 2 : k;
-  std::vector<int32_t> lines(AT_ONCE * words);
-  for (int64_t first = 0; first < COLUMNS; first += AT_ONCE) {
-    std::fill(lines.begin(), lines.end(), 0);
-    for (int64_t i = 0; i < AT_ONCE; ++i) {
+  const int64_t words = whole_words(k) / 4, bytes = is_packed ? k / 2 : k, lines = (words + LINE - 1) / LINE;
+  Line* channels = scratch<Line, Use::CHANNELS>(LINE * lines);
+  for (int64_t first = 0; first < COLUMNS; first += LINE) {
+    for (int64_t i = 0; i < LINE; ++i) {
       const int64_t channel = first + i;
+      const bool is_there = channel < count;
+      std::fill(channels + i * lines + (is_there ? lines - 1 : 0), channels + (i + 1) * lines, Line{});
       int32_t sum = 0;
-      if (channel < count) {
-        auto* line = reinterpret_cast<int8_t*>(lines.data() + i * words);
-        decode(weight + channel * bytes, is_packed, multipliers + channel * groups, groups, k, line);
-        for (int64_t j = 0; j < k; ++j) sum += line[j];
+      if (is_there) {
+        auto* values = reinterpret_cast<int8_t*>(channels + i * lines);
+        decode(weight + channel * bytes, is_packed, multipliers + channel * groups, groups, k, values);
+        for (int64_t j = 0; j < k; ++j) sum += values[j];
       }
-      sums[channel] = sum;
+      sums[channel] = OFFSET * sum;
     }
-    for (int64_t word = 0; word < words; word += AT_ONCE)
-      for (int64_t j = word; j < std::min(word + AT_ONCE, words); ++j)
-        for (int64_t i = 0; i < AT_ONCE; ++i) packed[j * COLUMNS + first + i] = lines[i * words + j];
+    for (int64_t line = 0; line < lines; ++line) {
+      Line rows[LINE];
+      for (int64_t i = 0; i < LINE; ++i) rows[i] = channels[i * lines + line];
+      exchange_all<8>(rows);
+      exchange_all<4>(rows);
+      exchange_all<2>(rows);
+      exchange_all<1>(rows);
+      for (int64_t j = 0; j < std::min(LINE, words - line * LINE); ++j)
+        std::memcpy(packed + (line * LINE + j) * COLUMNS + first, &rows[j], sizeof(Line));
+    }
   }
 }
 
@@ -115,29 +154,31 @@ void multiply(const uint8_t* tokens, const float* token_scales, const uint8_t* w
   const int64_t shares = std::clamp<int64_t>((threads + spans - 1) / spans, 1, row_tiles);
   const int64_t share_rows = (row_tiles + shares - 1) / shares * ROWS;
   at::parallel_for(0, spans * shares, 1, [=](int64_t begin, int64_t end) {
-    std::vector<int32_t> packed(span * width / 4 * COLUMNS), sums(span * COLUMNS), products(ROWS * COLUMNS);
+    int32_t* packed = scratch<int32_t, Use::WEIGHTS>(span * width / 4 * COLUMNS);
+    int32_t* sums = scratch<int32_t, Use::SUMS>(span * COLUMNS);
+    int32_t* products = scratch<int32_t, Use::PRODUCTS>(ROWS * COLUMNS);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task / shares * span, last = std::min(first + span, tiles);
       for (int64_t tile = first; tile < last; ++tile) {
         const int64_t column = tile * COLUMNS, bytes = is_packed ? k / 2 : k;
         lay_out(weight + column * bytes, is_packed, multipliers + column * groups, groups, k,
-                std::min(COLUMNS, n - column), packed.data() + (tile - first) * width / 4 * COLUMNS,
-                sums.data() + (tile - first) * COLUMNS);
+                std::min(COLUMNS, n - column), packed + (tile - first) * width / 4 * COLUMNS,
+                sums + (tile - first) * COLUMNS);
       }
       const int64_t top = task % shares * share_rows, bottom = std::min(top + share_rows, m);
       for (int64_t row = top; row < bottom; row += ROWS)
         for (int64_t tile = first; tile < last; ++tile) {
           const int64_t rows = std::min(ROWS, bottom - row), column = tile * COLUMNS;
-          const auto* channels = reinterpret_cast<int8_t*>(packed.data() + (tile - first) * width / 4 * COLUMNS);
+          const auto* channels = reinterpret_cast<int8_t*>(packed + (tile - first) * width / 4 * COLUMNS);
           at::native::cpublas::brgemm(rows, COLUMNS, width, width, COLUMNS, COLUMNS, false, tokens + row * width,
-                                      channels, products.data(), true);
-          const int32_t* sum = sums.data() + (tile - first) * COLUMNS;
+                                      channels, products, true);
+          const int32_t* sum = sums + (tile - first) * COLUMNS;
           const int64_t count = std::min(COLUMNS, n - column);
           for (int64_t i = 0; i < rows; ++i) {
             const float token_scale = token_scales[row + i];
             T* to = out + (row + i) * n + column;
             for (int64_t j = 0; j < count; ++j) {
-              const auto product = static_cast<float>(products[i * COLUMNS + j] - OFFSET * sum[j]);
+              const auto product = static_cast<float>(products[i * COLUMNS + j] - sum[j]);
               to[j] = static_cast<T>(product * token_scale * scale[column + j] + bias[column + j]);
             }
           }

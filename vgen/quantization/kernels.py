@@ -25,7 +25,7 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     scale = x.abs().amax(-1, keepdim=True).float().clamp_(min=TINY).div_(127)
     # A copy in float32 that is changed in place: operations on two dtypes copy, too, and more often.
-    return x.to(torch.float32, copy=True).div_(scale).round_().to(torch.int8), scale
+    return x.to(torch.float32, copy=True).mul_(1 / scale).round_().to(torch.int8), scale
 
 
 def integer_product(tokens: Tensor, weight: Tensor) -> Tensor:
