@@ -146,7 +146,7 @@ def quantize_layers(
             kept = None if unfinished is None else unfinished.layer(layer, linear, formats[layer])
             if kept is None:
                 made = precision.quantize_layer(layer, linear, scheme, formats[layer], statistics)
-                tokens = statistics.tokens.get(layer.path, {})
+                tokens = statistics.tokens_to_check(layer)
                 errors = precision.output_error(linear, made, tokens)
                 if unfinished is not None:
                     unfinished.keep_layer(layer, made, errors)
@@ -176,7 +176,7 @@ def mixed(
         errors[layer] = {}
         for bits in WEIGHT_BITS:
             made = precision.quantize_layer(layer, linear, scheme, scheme.format(bits), statistics)
-            tokens = statistics.tokens.get(layer.path, {})
+            tokens = statistics.tokens_to_check(layer)
             errors[layer][bits] = precision.worst(precision.output_error(linear, made, tokens))
     groups = {role: found.in_all for role, found in served.items()}
     bits_of = precision.choose_bits(plan.layers, scheme.average_bits, groups, errors)

@@ -489,6 +489,13 @@ def test_calibration_keeps_ranges_and_branches_apart(tiny_checkpoint: Path, tmp_
     assert not torch.equal(maxima[0, 0], maxima[0, 1])
     kept = [tokens for seen in statistics.tokens.values() for tokens in seen.values()]
     assert all(tokens.untyped_storage().nbytes() == tokens.nbytes for tokens in kept)
+    sample = statistics.tokens[layer.path][0, 0]
+    num_seen = int(statistics.num_seen[layer.path][0, 0])
+    assert len(sample) == min(num_seen, calibration.TOKENS)
+    to_check = statistics.tokens_to_check(layer)
+    to_round_by = statistics.tokens_to_round_by(layer)
+    assert to_round_by is not None
+    assert len(to_round_by) + sum(map(len, to_check.values())) == sum(map(len, statistics.tokens[layer.path].values()))
     assert set(statistics.calls) == {(int(where), int(branch)) for where, branch in seen.nonzero()}
     # The maxima are those of plain hooks, over everything that runs.
     plain = torch.zeros(24)

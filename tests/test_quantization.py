@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vgen.errors import UsageError
-from vgen.quantization import SCHEMES, cpu, kernels, parse, rotation, weights
+from vgen.quantization import SCHEMES, cpu, kernels, parse, rotation, rounding, weights
 from vgen.quantization.balance import balance_weight, balancing
 from vgen.quantization.linear import QuantizedLinear
 from vgen.quantization.scheme import LayerFormat
@@ -126,6 +126,29 @@ def test_searched_scales_lose_less(group: int) -> None:
         for clip in (True, False)
     ]
     assert losses[0] < 0.95 * losses[1]
+
+
+@pytest.mark.parametrize("group", [0, 32])
+def test_rounding_that_compensates_keeps_products(group: int) -> None:
+    weight = random(64, 256).float()
+    mixing = random(24, 256, seed=3).float()  # inputs that go together, and a little of each one's own
+    inputs, others = (random(500, 24, seed=seed).float() @ mixing + random(500, 256, seed=seed) for seed in (4, 5))
+
+    def lost(made: weights.Quantized) -> float:
+        return float(((made.dequantized() - weight) @ others.float().T).square().mean())
+
+    nearest = weights.quantize(weight, 4, group=group, clip=True)
+    made = weights.quantize(weight, 4, group=group, clip=True, inputs=inputs.float())
+    assert torch.equal(made.scale, nearest.scale) and made.integers.abs().max() == 7
+    assert lost(made) < lost(nearest) / 5
+
+
+def test_rounding_compensates_nothing_where_inputs_do_not_go_together() -> None:
+    weight, step = random(16, 200).float(), torch.full((16, 200), 0.25)
+    inputs = 3 * torch.eye(200)
+    assert torch.equal(
+        rounding.compensated(weight, step, 7, inputs), (weight / step).round().clamp(-7, 7).to(torch.int8)
+    )
 
 
 def test_a_balanced_weight_is_rounded_once() -> None:

@@ -1,4 +1,4 @@
-"""What layers see while a model makes videos: the largest value of every channel, and some tokens.
+"""What layers see while a model makes videos: the largest value of every channel, and a sample of tokens.
 
 Kept apart for ranges of noise levels and for the branches of guidance, since both change what channels hold.
 """
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 RANGES = 4  # of the noise levels, equally wide, the noisiest first
 BRANCHES = ("conditional", "unconditional")
-TOKENS = 16  # per layer, range and branch, for the error of its outputs
+TOKENS = 128  # per layer, range and branch
+TOKENS_PER_CALL = 16  # of which they are drawn
+CHECKED = 8  # of so many tokens one is for the error of a layer's outputs, the others to round its weights by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +42,13 @@ class Call:
 class Statistics:
     """What was seen so far. Memory does not grow with the number of videos.
 
-    `maxima` has float32 [RANGES, BRANCHES, K] per layer's path, `tokens` [TOKENS, K] per path, range and branch, and
-    `calls` one evaluation of the model per range and branch.
+    `maxima` has float32 [RANGES, BRANCHES, K] per layer's path, `tokens` up to [TOKENS, K] per path, range and branch,
+    of the `num_seen` [RANGES, BRANCHES] that they were drawn from, and `calls` one evaluation per range and branch.
     """
 
     maxima: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[str, dict[tuple[int, int], Tensor]] = field(default_factory=dict)
+    num_seen: dict[str, Tensor] = field(default_factory=dict)
     calls: dict[tuple[int, int], Call] = field(default_factory=dict)
     num_evaluations: int = 0
 
@@ -59,16 +62,31 @@ class Statistics:
         maxima = self.maxima.setdefault(layer.path, torch.zeros(RANGES, len(BRANCHES), x.shape[-1]))
         largest = rows.abs().amax(0).float().cpu()
         maxima[range_, branch] = torch.maximum(maxima[range_, branch], largest)
+        num_seen = self.num_seen.setdefault(layer.path, torch.zeros(RANGES, len(BRANCHES), dtype=torch.int64))
+        before = int(num_seen[range_, branch])
+        # Copies: a view would keep all of the layer's inputs in memory.
+        drawn = rows[:: -(-len(rows) // TOKENS_PER_CALL)].cpu().clone()
         tokens = self.tokens.setdefault(layer.path, {})
-        if (range_, branch) not in tokens:
-            # A copy: a view would keep all of the layer's inputs in memory.
-            tokens[range_, branch] = rows[:: -(-len(rows) // TOKENS)].cpu().clone()
+        tokens[range_, branch] = _sample(tokens.get((range_, branch), drawn[:0]), drawn, before)
+        num_seen[range_, branch] += len(drawn)
+
+    def tokens_to_round_by(self, layer: Layer) -> Tensor | None:
+        """Return finite inputs [T, K] of a layer, of all ranges and branches, to round its weights by, if any."""
+        seen = [tokens[torch.arange(len(tokens)) % CHECKED > 0] for tokens in self.tokens.get(layer.path, {}).values()]
+        tokens = torch.cat(seen) if seen else torch.empty(0, layer.in_features)
+        tokens = tokens[tokens.isfinite().all(-1)]
+        return tokens if len(tokens) else None
+
+    def tokens_to_check(self, layer: Layer) -> dict[tuple[int, int], Tensor]:
+        """Return other inputs of a layer, [T, K] per range and branch, for the error of its outputs."""
+        return {key: tokens[::CHECKED] for key, tokens in self.tokens.get(layer.path, {}).items()}
 
     def save(self, path: Path, num_videos: int) -> None:
         """Write what was seen in so many videos, but for `calls`, which only a backbone can make again."""
         from safetensors.torch import save
 
         tensors = {f"maxima/{layer}": maxima for layer, maxima in self.maxima.items()}
+        tensors |= {f"num_seen/{layer}": num_seen for layer, num_seen in self.num_seen.items()}
         for layer, seen in self.tokens.items():
             tensors |= {f"tokens/{layer}/{range_}/{branch}": rows for (range_, branch), rows in seen.items()}
         told = {"num_evaluations": str(self.num_evaluations), "num_videos": str(num_videos)}
@@ -84,8 +102,8 @@ class Statistics:
             found = cls(num_evaluations=int(told["num_evaluations"]))
             for name in stored.keys():  # noqa: SIM118
                 kind, layer, *key = name.split("/")
-                if kind == "maxima":
-                    found.maxima[layer] = stored.get_tensor(name).clone()
+                if kind in ("maxima", "num_seen"):
+                    getattr(found, kind)[layer] = stored.get_tensor(name).clone()
                 else:
                     found.tokens.setdefault(layer, {})[int(key[0]), int(key[1])] = stored.get_tensor(name)
         return found, int(told["num_videos"])
@@ -127,6 +145,18 @@ class Observed:
 
     def decode_sound(self, latents: Tensor, shot: Shot) -> None:
         """Return None."""
+
+
+def _sample(tokens: Tensor, drawn: Tensor, num_before: int) -> Tensor:
+    """Return up to TOKENS of [T, K] and [D, K]; of all that ever were drawn, each is there with the same chance."""
+    room = max(0, TOKENS - len(tokens))
+    tokens = torch.cat([tokens, drawn[:room]])
+    generator = torch.Generator().manual_seed(num_before)
+    for number, token in enumerate(drawn[room:], start=num_before + room):
+        place = int(torch.randint(number + 1, (1,), generator=generator))
+        if place < TOKENS:
+            tokens[place] = token
+    return tokens
 
 
 def range_of(sigma: float) -> int:

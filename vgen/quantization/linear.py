@@ -60,10 +60,11 @@ class QuantizedLinear(nn.Module):
         act_max: Tensor | None = None,
         alpha: float = 0.5,
         clip: bool = False,
+        inputs: Tensor | None = None,
     ) -> QuantizedLinear:
         """Return a layer quantized; `act_max` [K], its inputs' largest values, is for a balanced one.
 
-        The `name` draws the signs of the rotation.
+        The `name` draws the signs of the rotation. Weights are rounded by `inputs` [T, K], if any.
         """
         made = cls(linear.in_features, linear.out_features, format, bias=linear.bias is not None)
         weight = linear.weight.detach()
@@ -74,7 +75,10 @@ class QuantizedLinear(nn.Module):
             factor = balancing(act_max.to(weight.device), weight, alpha=alpha, seed=seed)
             made.balancing = factor.float()
             weight = balance_weight(weight, factor.float())
-        quantized = weights.quantize(weight, format.weight_bits, group=format.group, clip=clip)
+        if inputs is not None:
+            inputs = inputs.to(weight.device)
+            inputs = inputs.float() if made.balancing is None else balance_inputs(inputs.float(), made.balancing)
+        quantized = weights.quantize(weight, format.weight_bits, group=format.group, clip=clip, inputs=inputs)
         made.weight = weights.pack(quantized.integers) if format.weight_bits == 4 else quantized.integers
         made.scale, made.multipliers = quantized.scale, quantized.multipliers
         return made.train(linear.training)

@@ -49,7 +49,10 @@ def quantize_layer(
 ) -> QuantizedLinear:
     """Return a layer quantized as a scheme says, in a format of it."""
     act_max = statistics.act_max(layer) if statistics is not None and format.balanced else None
-    return QuantizedLinear.of(linear, format, name=layer.path, act_max=act_max, alpha=scheme.alpha, clip=scheme.clip)
+    inputs = statistics.tokens_to_round_by(layer) if statistics is not None and scheme.compensate else None
+    return QuantizedLinear.of(
+        linear, format, name=layer.path, act_max=act_max, alpha=scheme.alpha, clip=scheme.clip, inputs=inputs
+    )
 
 
 def output_error(

@@ -38,7 +38,7 @@ class Scheme(Protocol):
     """A way to quantize a model: a frozen dataclass whose fields are its options.
 
     `weight_bits` is what every layer has, or with `average_bits` the least. `alpha` is the balancing's; `clip` chooses
-    scales by the error of the weights rather than by their maxima.
+    scales by the error of the weights rather than by their maxima; `compensate` rounds by the error of the products.
     """
 
     @property
@@ -60,6 +60,10 @@ class Scheme(Protocol):
     @property
     def clip(self) -> bool:
         """Whether scales are searched."""
+
+    @property
+    def compensate(self) -> bool:
+        """Whether later weights take up what earlier ones are off by."""
 
     @property
     def is_calibrated(self) -> bool:

@@ -18,6 +18,7 @@ class W4A16:
     weight_bits = 4
     average_bits = None
     alpha = 0.0
+    compensate = False
     is_calibrated = False
 
     def __post_init__(self) -> None:

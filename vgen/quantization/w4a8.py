@@ -15,6 +15,8 @@ from vgen.quantization.scheme import LayerFormat, check_alpha, check_group
 class W4A8:
     """`group` inputs of a channel share a scale, or with 0 all. Without `balance` weights are quantized as they are.
 
+    With `compensate` they are rounded so that products with the calibration's inputs are near, one after the other.
+
     After the rotation the error of the weights is spread evenly over the inputs, and the error of a product is least
     where scaled inputs and scaled weights are equally large: at an `alpha` of 1/2.
     """
@@ -23,6 +25,7 @@ class W4A8:
     alpha: float = 0.5
     balance: bool = True
     clip: bool = True
+    compensate: bool = True
 
     name = "w4a8"
     weight_bits = 4
@@ -35,7 +38,7 @@ class W4A8:
     @property
     def is_calibrated(self) -> bool:
         """Whether it needs to see activations."""
-        return self.balance
+        return self.balance or self.compensate
 
     def format(self, weight_bits: int) -> LayerFormat:
         """Return how a layer is stored."""

@@ -20,6 +20,7 @@ class W4A8MP:
     group: int = 64
     alpha: float = 0.5
     clip: bool = True
+    compensate: bool = True
 
     name = "w4a8-mp"
     weight_bits = 4

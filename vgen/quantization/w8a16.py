@@ -16,6 +16,7 @@ class W8A16:
     average_bits = None
     alpha = 0.0
     clip = False
+    compensate = False
     is_calibrated = False
 
     def format(self, weight_bits: int) -> LayerFormat:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vgen.quantization.rounding import compensated
+
 LARGEST = {4: 7, 8: 127}  # of the integers, in both directions
 MAX_MULTIPLIER = 18  # 7 * 18 = 126
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)  # shares of the largest weight that scales are tried for
@@ -34,11 +36,14 @@ class Quantized:
         return self.products().float() * self.scale[:, None]
 
 
-def quantize(weight: Tensor, bits: int, *, group: int = 0, clip: bool = False) -> Quantized:
+def quantize(
+    weight: Tensor, bits: int, *, group: int = 0, clip: bool = False, inputs: Tensor | None = None
+) -> Quantized:
     """Return a weight [N, K] as integers of 4 or 8 bits, with a multiplier for each `group` of K (0: none).
 
     With `clip`, each scale or multiplier is the one of `CLIPS` that leaves the least squared error; without, that of
-    the largest weight. `group` divides K.
+    the largest weight. With `inputs` [T, K] integers are those that keep products with them, not the nearest. `group`
+    divides K.
     """
     weight = weight.float()
     largest = LARGEST[bits]
@@ -46,15 +51,16 @@ def quantize(weight: Tensor, bits: int, *, group: int = 0, clip: bool = False) -
     if not group:
         scales = torch.stack([share * most / largest for share in (CLIPS if clip else CLIPS[:1])])
         scale = _best(weight[:, None], scales[..., None], largest)[:, 0]
-        return Quantized(integers=_round(weight, scale[:, None], largest), scale=scale)
+        return Quantized(integers=_rounded(weight, scale[:, None], largest, inputs), scale=scale)
     scale = most / (largest * MAX_MULTIPLIER)
     groups = weight.reshape(len(weight), -1, group)
     needed = groups.abs().amax(-1) / (largest * scale[:, None])
     tried = torch.stack([(share * needed).ceil().clamp(1, MAX_MULTIPLIER) for share in (CLIPS if clip else CLIPS[:1])])
     multipliers = _best(groups, tried * scale[:, None], largest) / scale[:, None]
     multipliers = multipliers.round()
-    integers = _round(groups, (multipliers * scale[:, None])[..., None], largest)
-    return Quantized(integers=integers.flatten(1), scale=scale, multipliers=multipliers.to(torch.uint8))
+    steps = (multipliers * scale[:, None]).repeat_interleave(group, -1)
+    integers = _rounded(weight, steps, largest, inputs)
+    return Quantized(integers=integers, scale=scale, multipliers=multipliers.to(torch.uint8))
 
 
 def pack(integers: Tensor) -> Tensor:
@@ -112,6 +118,12 @@ def _best(groups: Tensor, steps: Tensor, largest: int) -> Tensor:
         [((_round(groups, step[..., None], largest) * step[..., None]) - groups).square().sum(-1) for step in steps]
     )
     return steps.gather(0, errors.argmin(0, keepdim=True))[0]
+
+
+def _rounded(weight: Tensor, step: Tensor, largest: int, inputs: Tensor | None) -> Tensor:
+    if inputs is None:
+        return _round(weight, step, largest)
+    return compensated(weight, step.expand_as(weight), largest, inputs)
 
 
 def _round(weight: Tensor, step: Tensor, largest: int) -> Tensor:
