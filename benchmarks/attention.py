@@ -5,7 +5,7 @@
 
 Four parts, in this order; --only NAME chooses some of them:
 
-* videos: Toyland's long clips (2,112 tokens), a row for each method: their score by the probes, and against dense
+* videos: Toyland's long clips (--shape, 2,000 tokens or more), a row for each method: their score by the probes, and against dense
   attention at the same seeds PSNR and SSIM, what was left out, what the masks recalled, and how much faster denoising
   and attention alone were, warm-up and searches included. Recall is measured at one step, and its time is taken off.
 * kernels: `vgen bench attention` at 8k and 16k tokens.
@@ -56,7 +56,7 @@ METHODS = (
     "radial",
     "sliding-tile",
 )
-FRAMES = 129  # 33 latent frames of 8 x 8 tokens: 2,112
+SHAPE = "129x128x128"  # 33 latent frames of 8 x 8 tokens: 2,112
 GRIDS = ((16, 16, 16), (32, 16, 16), (64, 16, 16), (128, 16, 16))  # 4k to 32k tokens
 MODELS = ("wan2.1-1.3b", "hunyuanvideo")
 HEADS = 4  # of kernels and scaling: the time of each head is the same
@@ -72,8 +72,9 @@ def kept(path: Path, measure: Callable[[], Any]) -> Any:
     return json.loads(path.read_text())
 
 
-def videos(folder: Path, num_prompts: int, steps: int | None, threshold: float) -> dict[str, Any]:
-    """Return a row for each method, and the plan that was searched."""
+def videos(folder: Path, shape: str, num_prompts: int, steps: int | None, threshold: float) -> dict[str, Any]:
+    """Return a row for each method, and the plan that was searched; `shape` is frames x height x width."""
+    num_frames, height, width = map(int, shape.split("x"))
     checkpoint, watch, prompts = resolve("toyland"), Watch(), held_out()
 
     def planned(index: int, asked: str) -> Plan:
@@ -81,7 +82,9 @@ def videos(folder: Path, num_prompts: int, steps: int | None, threshold: float) 
             GenerateRequest(
                 prompt=prompts[index].text,
                 seed=index % len(prompts),
-                num_frames=FRAMES,
+                num_frames=num_frames,
+                height=height,
+                width=width,
                 num_inference_steps=steps,
                 attention=asked,
             ),
@@ -89,7 +92,7 @@ def videos(folder: Path, num_prompts: int, steps: int | None, threshold: float) 
         )
 
     num_steps = planned(0, "dense").num_inference_steps
-    folder = folder / f"{num_steps}-steps"
+    folder = folder / f"{shape}-{num_steps}-steps"
     file = folder / f"tile-{threshold:g}.json"
     # Searched on a prompt that is not among those of the table.
     searched = kept(file, lambda: tile_search.search([planned(-1, "dense")], threshold, file, watch=watch))
@@ -126,7 +129,8 @@ def videos(folder: Path, num_prompts: int, steps: int | None, threshold: float) 
     truths = [truth(prompt.clip) for prompt in prompts[:num_prompts]]
     fps = planned(0, "dense").fps
     return {
-        "tokens": list(backbone.token_grid(FRAMES, checkpoint.defaults.height, checkpoint.defaults.width)),
+        "shape": shape,
+        "tokens": list(backbone.token_grid(num_frames, height, width)),
         "steps": num_steps,
         "prompts": num_prompts,
         "threshold": threshold,
@@ -226,6 +230,7 @@ def scaling_row(grid: tuple[int, int, int], repeats: int, head_dim: int = 64) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--shape", default=SHAPE, help="Frames x height x width of the videos.")
     parser.add_argument("--steps", type=int, help="Denoising steps of the videos. Default: the model's.")
     parser.add_argument("--threshold", type=float, default=0.01, help="Of the search for tile:plan.")
     parser.add_argument("--tokens", type=int, action="append", help="Of kernels; repeat it. Default: 8192 and 16384.")
@@ -243,7 +248,7 @@ def main() -> None:
     }
     folder: Path = asked.folder
     if "videos" in parts:
-        found["videos"] = videos(folder / "videos", asked.prompts, asked.steps, asked.threshold)
+        found["videos"] = videos(folder / "videos", asked.shape, asked.prompts, asked.steps, asked.threshold)
     if "kernels" in parts:
         found["kernels"] = kernel_rows(folder / "kernels", asked.tokens or [8192, 16384], asked.repeats)
     if "scaling" in parts:

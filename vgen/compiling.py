@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     from vgen.backbones import Backbone
 
 
+# GELU's hyperbolic tangent as a logistic function, on CPUs a third of the time of the one that inductor calls.
+OPTIONS = {"cpp.use_decompose_tanh": True}
+
+
 def compile_blocks(backbone: Backbone) -> None:
     """Compile what each of the transformer's blocks computes, when it is first called with inputs of a kind.
 
@@ -19,4 +23,4 @@ def compile_blocks(backbone: Backbone) -> None:
     for block in backbone.blocks():
         # Where bits differ from block to block, each may be a kind of its own, and past its limit dynamo gives up.
         torch._dynamo.config.recompile_limit += 1
-        block.forward = torch.compile(block.forward)
+        block.forward = torch.compile(block.forward, options=OPTIONS)
