@@ -7,8 +7,8 @@ Four parts, in this order; --only NAME chooses some of them:
 
 * videos: Toyland's long clips (--shape, 2,000 tokens or more), a row for each method: their score by the probes, and
   against dense attention at the same seeds PSNR and SSIM, what was left out, what the masks recalled, and how much
-  faster denoising and attention alone were, warm-up and searches included. Recall is measured at one step, and its time
-  is taken off.
+  faster denoising and attention alone were, warm-up and searches included. Recall is measured at one step, the time
+  of which is taken off.
 * kernels: `vgen bench attention` at 8k and 16k tokens.
 * scaling: attention alone from 4k to 32k tokens.
 * blocks: `vgen bench attention --random-weights`, a block of a published model at 480p and 81 frames.
