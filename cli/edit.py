@@ -23,7 +23,7 @@ vgen edit clip.mp4 --source "a red ball moves right on grass" --target "a blue c
 
 vgen edit clip.mov --target "a snowy night" --compare [dim]# and a video of both, side by side[/dim]
 
-vgen edit clip.mp4 --source "..." --target "..." --method rf-solver --inject 3 --mask mask.png
+vgen edit clip.mp4 --source "..." --target "..." --inject 3 --mask mask.png
 
 vgen invert clip.mp4 --source "..." -o noise.safetensors [dim]# once, then as many edits as wanted:[/dim]
 
@@ -75,7 +75,7 @@ def edit(
         str | None,
         typer.Option(
             help="euler, rf-solver, fireflow, flowedit or sdedit; options as in rf-solver:begin=0.5,share=time. "
-            "[dim]Default: rf-solver[/dim]",
+            "[dim]Default: fireflow[/dim]",
             rich_help_panel=HOW,
             metavar="NAME",
         ),

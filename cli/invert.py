@@ -36,7 +36,7 @@ def invert(
     method: Annotated[
         str | None,
         typer.Option(
-            help="euler, rf-solver or fireflow. [dim]Default: rf-solver[/dim]",
+            help="euler, rf-solver or fireflow. [dim]Default: fireflow[/dim]",
             rich_help_panel=edits.HOW,
             metavar="NAME",
         ),
@@ -83,7 +83,7 @@ def invert(
         "source": source,
         "model": model,
         "lora": lora or None,
-        "method": method or "rf-solver",
+        "method": method,
         "num_inference_steps": steps,
         "strength": strength,
         "inject": inject,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vgen.editing.fitting import Fit, Window
     from vgen.editing.footage import Footage
 
-METHOD = "rf-solver"
+METHOD = "fireflow"
 MASK = "auto"
 LONGEST = 1e6  # seconds: days of video
 INVERSION = "inversion"  # the kind of a file that `vgen invert` writes
