@@ -120,6 +120,18 @@ def test_a_kept_clip_is_seen_outside_of_the_mask() -> None:
     assert seen[0][0, 0, 0].tolist() == [[9, 0.75], [pytest.approx(4.875), 0.75]]
 
 
+def test_renewed_noise_is_as_strong_as_before_and_the_same_outside_of_a_mask() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise, fresh = torch.randn(2, 1, 4, 5, 64, 64, generator=generator)
+    mask = torch.zeros(1, 1, 5, 64, 64)
+    mask[..., 32:] = 1
+    made = masks.renewed(noise, fresh, 0.7 * mask)
+    assert torch.equal(made[..., :32], noise[..., :32])
+    assert made[..., 32:].std() == pytest.approx(1, abs=0.02)
+    assert (made * fresh)[..., 32:].mean() == pytest.approx(0.7, abs=0.02)
+    assert torch.equal(masks.renewed(noise, fresh, mask)[..., 32:], fresh[..., 32:])
+
+
 def test_the_difference_of_two_flows_is_found_where_it_is() -> None:
     data = torch.zeros(1, 4, 2, 12, 12)
     pushed = torch.zeros_like(data)

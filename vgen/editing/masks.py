@@ -114,6 +114,14 @@ def soft(mask: Tensor, border: int) -> Tensor:
     return torch.maximum(flat, faded).reshape(mask.shape)
 
 
+def renewed(noise: Tensor, fresh: Tensor, share: Tensor) -> Tensor:
+    """Return noise of which a share is fresh, as strong as before; all [B, C, T, h, w], or broadcast to it.
+
+    What a clip's noise keeps of its subject is what stands in the way of another one.
+    """
+    return (1 - share.square()).sqrt() * noise + share * fresh
+
+
 def kept(velocity: Velocity, data: Tensor, noise: Tensor, mask: Tensor) -> Velocity:
     """Return a velocity that sees the clip outside of a mask, with `noise` as strong as everywhere else.
 

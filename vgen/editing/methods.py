@@ -25,7 +25,8 @@ class Method:
 class Inversion(Method):
     """To the noise by `solver` with the source prompt, and back with the target's, with V carried over.
 
-    V is matched by the `interval` of the grid, as RF-Edit was released, or by `time`; in the blocks from depth `begin`
+    Where a mask is of a place, a share `fresh` of the noise is drawn anew: with 0 the edit has as much of the subject
+    that was there as it can, with 1 nothing. V is matched by the `interval` of the grid, as RF-Edit was released, or by `time`; in the blocks from depth `begin`
     to `end`, of 1: by default those that were released, 41 to 59 of HunyuanVideo's 60. It is kept in ram, in ram in
     half precision, or on disk.
     """
@@ -33,6 +34,7 @@ class Inversion(Method):
     solver: ClassVar[str]
     inverts: ClassVar[bool] = True
     inject: ClassVar[int] = 0
+    fresh: float = 0.7
     share: str = "interval"
     begin: float = 0.68
     end: float = 1.0
@@ -42,6 +44,8 @@ class Inversion(Method):
         for name, value, known in (("share", self.share, SHARES), ("store", self.store, STORES)):
             if value not in known:
                 raise UsageError(f'There is no {name} "{value}".', tip=f"choose {' or '.join(known)}.")
+        if not 0 <= self.fresh <= 1:
+            raise UsageError(f"A share of {self.fresh:g} fresh noise is not legal.", tip="choose from 0 to 1.")
         if not 0 <= self.begin < self.end <= 1:
             raise UsageError(
                 f"Blocks from depth {self.begin:g} to {self.end:g} are none.", tip="choose 0 <= begin < end <= 1."
