@@ -42,14 +42,13 @@ FOUND = 0.5  # of the frames: a subject that is found in fewer has no track
 CHECKED = 16  # clips of each way whose round trip is measured, too
 
 # The ways to edit, each with fields of an `EditRequest`, and each with 40 to 52 evaluations, all counted; where not
-# "none", with a mask that is found. "fireflow" is the default, the others with an inversion are as they were published,
-# without fresh noise; "sdedit" is what diffusers' video-to-video pipelines do.
+# "none", with a mask that is found. "sdedit" is what diffusers' video-to-video pipelines do.
 WAYS: dict[str, dict[str, Any]] = {
     "fireflow": {"method": "fireflow", "num_inference_steps": 15},
-    "fireflow-inverted": {"method": "fireflow:fresh=0", "num_inference_steps": 15},
-    "rf-solver": {"method": "rf-solver:fresh=0", "num_inference_steps": 8},
-    "rf-edit": {"method": "rf-solver:fresh=0,begin=0.3", "num_inference_steps": 8, "inject": 2},
-    "euler": {"method": "euler:fresh=0", "num_inference_steps": 16},
+    "fireflow-fresh": {"method": "fireflow:fresh=0.7", "num_inference_steps": 15},
+    "rf-solver": {"method": "rf-solver", "num_inference_steps": 8},
+    "rf-edit": {"method": "rf-solver:begin=0.3", "num_inference_steps": 8, "inject": 2},
+    "euler": {"method": "euler", "num_inference_steps": 16},
     "flowedit": {"method": "flowedit", "num_inference_steps": 16, "guidance_scale": 4.0},
     "rf-solver-whole": {"method": "rf-solver", "num_inference_steps": 8, "mask": "none"},
     "sdedit": {"method": "sdedit", "num_inference_steps": 25, "mask": "none"},

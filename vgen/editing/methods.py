@@ -25,8 +25,8 @@ class Method:
 class Inversion(Method):
     """To the noise by `solver` with the source prompt, and back with the target's, with V carried over.
 
-    Where a mask is of a place, a share `fresh` of the noise is drawn anew: with 0 the edit has as much of the subject
-    that was there as it can, with 1 nothing. V is matched by the `interval` of the grid, as RF-Edit was released, or by `time`; in the blocks from depth `begin`
+    Where a mask is of a place, a share `fresh` of the noise may be drawn anew, so that less of the subject that was
+    there stands in the way of another; with 1 nothing of it is left. V is matched by the `interval` of the grid, as RF-Edit was released, or by `time`; in the blocks from depth `begin`
     to `end`, of 1: by default those that were released, 41 to 59 of HunyuanVideo's 60. It is kept in ram, in ram in
     half precision, or on disk.
     """
@@ -34,7 +34,7 @@ class Inversion(Method):
     solver: ClassVar[str]
     inverts: ClassVar[bool] = True
     inject: ClassVar[int] = 0
-    fresh: float = 0.7
+    fresh: float = 0.0
     share: str = "interval"
     begin: float = 0.68
     end: float = 1.0
