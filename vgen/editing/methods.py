@@ -26,9 +26,9 @@ class Inversion(Method):
     """To the noise by `solver` with the source prompt, and back with the target's, with V carried over.
 
     Where a mask is of a place, a share `fresh` of the noise may be drawn anew, so that less of the subject that was
-    there stands in the way of another; with 1 nothing of it is left. V is matched by the `interval` of the grid, as RF-Edit was released, or by `time`; in the blocks from depth `begin`
-    to `end`, of 1: by default those that were released, 41 to 59 of HunyuanVideo's 60. It is kept in ram, in ram in
-    half precision, or on disk.
+    there stands in the way of another; with 1 nothing of it is left. V is matched by the `interval` of the grid, as
+    RF-Edit was released, or by `time`; in the blocks from depth `begin` to `end`, of 1: by default those that were
+    released, 41 to 59 of HunyuanVideo's 60. It is kept in ram, in ram in half precision, or on disk.
     """
 
     solver: ClassVar[str]

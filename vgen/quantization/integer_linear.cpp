@@ -30,7 +30,7 @@ constexpr int32_t OFFSET = 128;
 // compilers vectorise, and std::nearbyint they don't.
 constexpr float ROUNDING = 12582912.0f;
 
-// Memory of this thread's own for one use, kept from call to call: new pages cost as much as what is done in them.
+// Memory of this thread's own for one use, kept from call to call, so that its pages are not made anew each time.
 enum class Use { VALUES, CHANNELS, WEIGHTS, SUMS, PRODUCTS };
 
 template <typename T, Use USE>
