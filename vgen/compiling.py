@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vgen.backbones import Backbone
 
-
 # GELU's hyperbolic tangent by a logistic function: on CPUs less than half of the time that the one of inductor takes.
-OPTIONS = {"cpp.use_decompose_tanh": True}
+OPTIONS: dict[str, Any] = {"cpp.use_decompose_tanh": True}
 
 
 def compile_blocks(backbone: Backbone) -> None:
