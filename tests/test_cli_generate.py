@@ -277,9 +277,10 @@ def test_failed_decode_keeps_the_latents_and_decode_finishes(
 
 
 def start(small: list[str], *arguments: str, limit: int | None = None) -> "subprocess.Popen[str]":
-    def limit_files() -> None:
+    def prepare() -> None:
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs inherit as ignored
 
     return subprocess.Popen(
         [sys.executable, "-m", "vgen", "generate", "a red ball", *small, *arguments],
@@ -287,7 +288,7 @@ def start(small: list[str], *arguments: str, limit: int | None = None) -> "subpr
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-        preexec_fn=limit_files,
+        preexec_fn=prepare,
     )
 
 
