@@ -186,7 +186,6 @@ class Work:
             start = self._file_noise(number).to(data.device) if from_file else self.invert(data, sharing)
             if check and not from_file:
                 self.round_trip(data, start)
-            start = self._renewed(data, start, mask)
         elif isinstance(method, SDEdit):
             start = (1 - self.sigmas[0]) * data + self.sigmas[0] * self._draw("sdedit")()
         with self.stages("denoise"):
@@ -279,17 +278,6 @@ class Work:
         self.sparse.begin(len(self.sigmas) - 1)
         return self.sparse.counting(self.watch.on_step)
 
-    def _renewed(self, data: Tensor, start: Tensor, mask: Tensor | None) -> Tensor:
-        """Return an inversion's end with the share of fresh noise that the method has, where a mask is of a place."""
-        from vgen.editing import masks
-
-        method, first = self.plan.method, self.sigmas[0]
-        assert isinstance(method, Inversion)
-        if mask is None or not method.fresh or bool((mask == 1).all()):
-            return start
-        noise = (start - (1 - first) * data) / first
-        return (1 - first) * data + first * masks.renewed(noise, self._draw("fresh")(), method.fresh * mask)
-
     def _denoise(self, data: Tensor, start: Tensor, mask: Tensor | None, sharing: Sharing | None) -> Tensor:
         """Return the latents at sigma 0 by the target's flow, outside of a mask those of the clip."""
         from vgen.editing import masks
@@ -298,7 +286,11 @@ class Work:
         method, first = self.plan.method, self.sigmas[0]
         flow = self.target_flow()
         if mask is not None:
-            flow = masks.kept(flow, data, (start - (1 - first) * data) / first, mask)
+            noise = (start - (1 - first) * data) / first
+            if isinstance(method, Inversion) and method.fresh and not bool((mask == 1).all()):
+                noise = masks.renewed(noise, self._draw("fresh")(), method.fresh * mask)
+                start = (1 - first) * data + first * noise
+            flow = masks.kept(flow, data, noise, mask)
         if sharing is not None:
             flow = sharing.reading(flow)
         solve = method.solve if isinstance(method, Inversion) else euler

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vgen.backbones import Backbone
 
-# GELU's hyperbolic tangent by a logistic function: on CPUs less than half of the time that the one of inductor takes.
+# On CPUs GELU's hyperbolic tangent by a logistic function, which takes less time than the one that inductor calls.
 OPTIONS: dict[str, Any] = {"cpp.use_decompose_tanh": True}
 
 
