@@ -140,11 +140,13 @@ def test_the_processor_and_the_dtype_are_those_of_this_machine() -> None:
 
 
 def test_kernels_that_cannot_be_compiled_are_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vgen.attention.kernels import cpu as attention
-    from vgen.quantization import cpu as quantization
+    from vgen.attention.kernels import cpu as sparse
+    from vgen.attention.kernels import dense
+    from vgen.quantization import cpu as integers
 
-    monkeypatch.setattr(attention, "why_not_compiled", lambda: None)
-    monkeypatch.setattr(quantization, "why_not_compiled", lambda: "there is no C++ compiler")
+    monkeypatch.setattr(sparse, "why_not_compiled", lambda: None)
+    monkeypatch.setattr(integers, "why_not_compiled", lambda: "there is no C++ compiler")
+    monkeypatch.setattr(dense, "why_not_compiled", lambda: "it needs an x86 CPU with AVX-512 BF16")
     told = doctor.examine({"cpu-kernels": doctor.CHECKS["cpu-kernels"]})
-    assert [(one.level, one.fix) for one in told] == [("ok", None), ("note", "install g++")]
+    assert [(one.level, one.fix) for one in told] == [("ok", None), ("note", "install g++"), ("note", None)]
     assert told[1].says == "integer layers: torch's own, which is slower, as there is no C++ compiler"

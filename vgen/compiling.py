@@ -19,7 +19,17 @@ def compile_blocks(backbone: Backbone) -> None:
     """
     import torch
 
+    options = options_for(backbone.runtime.device)
     for block in backbone.blocks():
         # Where bits differ from block to block, each may be a kind of its own, and past its limit dynamo gives up.
         torch._dynamo.config.recompile_limit += 1
-        block.forward = torch.compile(block.forward, options=OPTIONS)
+        block.forward = torch.compile(block.forward, options=options)
+
+
+def options_for(device: str) -> dict[str, Any]:
+    """Return inductor's options for inference on a device."""
+    from vgen.attention.kernels import dense
+
+    if device != "cpu" or dense.why_not_compiled() is not None:
+        return OPTIONS
+    return {**OPTIONS, "post_grad_custom_pre_pass": dense.InPlaceOfTorchs()}

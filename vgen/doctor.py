@@ -162,10 +162,15 @@ def _compiler() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
-    from vgen.attention.kernels import cpu as attention
-    from vgen.quantization import cpu as quantization
+    from vgen.attention.kernels import cpu as sparse
+    from vgen.attention.kernels import dense
+    from vgen.quantization import cpu as integers
 
-    found = {"sparse attention": attention.why_not_compiled(), "integer layers": quantization.why_not_compiled()}
+    found = {
+        "sparse attention": sparse.why_not_compiled(),
+        "integer layers": integers.why_not_compiled(),
+        "attention of --compile": dense.why_not_compiled(),
+    }
     for what, reason in found.items():
         if reason is None:
             yield Finding(name="cpu-kernels", level="ok", says=f"{what}: compiled for this CPU")
