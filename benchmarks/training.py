@@ -15,7 +15,6 @@ from collections.abc import Callable
 from itertools import islice
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,6 +32,7 @@ from vgen.training.base import (
     flow_matching_loss,
     optimizers_of,
 )
+from vgen.training.codec import load_codec
 from vgen.training.latents import LatentSet, encode_clips
 
 REPEATS = 5
@@ -95,7 +95,7 @@ def step_parts(frames: int, batch_size: int) -> dict[str, float]:
 def main() -> None:
     folder = checkpoints.resolve("toyland").folder
     assert folder is not None
-    vae = AutoencoderKLWan.from_pretrained(folder / "vae").eval()
+    vae = load_codec(folder / "vae")
     clips = list(islice(sample_clips(1), 8))
     rendering = seconds(lambda: render(clips))
     caching = seconds(lambda: encode_clips(vae, clips, 17, 128, 128))

@@ -33,6 +33,7 @@ from vgen.sampling.schedule import shifted
 from vgen.toyland import prompts, text
 from vgen.toyland.probes import Probes, load
 from vgen.training.base import CONFIG, PADDINGS, Batch, TextToVelocity, batch_maker, flow_matching_loss, optimizers_of
+from vgen.training.codec import load_codec
 from vgen.training.export import SHIFT
 from vgen.training.latents import LatentSet, latent_set, latent_statistics
 from vgen.training.loop import Budget, learning_rate_factor, rates_of, set_rates
@@ -165,7 +166,8 @@ def main() -> None:
     folder = checkpoints.resolve("toyland").folder
     assert folder is not None
     vae = AutoencoderKLWan.from_pretrained(folder / "vae").eval()
-    images = latent_set(options.output, vae, count=IMAGES + UNSEEN, num_frames=1, height=128, width=128)
+    codec = load_codec(folder / "vae")
+    images = latent_set(options.output, codec, count=IMAGES + UNSEEN, num_frames=1, height=128, width=128)
     facts = latent_statistics(images.latents)
     mean, root = (torch.tensor(facts[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
     deviation = images.latents.float().std((0, 2, 3, 4), keepdim=True)

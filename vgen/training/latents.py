@@ -18,6 +18,7 @@ from vgen.errors import VgenError
 from vgen.integrity import sha256
 from vgen.toyland.renderer import render
 from vgen.toyland.scene import Clip, sample_clips
+from vgen.training import codec
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +42,12 @@ def encode_clips(
 ) -> dict[str, Tensor]:
     """Return the raw latents [N, C, T, h, w] and the subjects' coverage [N, T, h, w] of rendered `clips`, bfloat16."""
     rendered = render(clips, num_frames=num_frames, height=height, width=width, device=vae.device)
-    video = rendered.frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-    with torch.autocast(vae.device.type, torch.bfloat16):
-        latents: Tensor = vae.encode(video.to(vae.device)).latent_dist.mode()
     covered = rendered.masks.sum(1, dtype=torch.float32).clamp(max=255) / 255  # [N, F, H, W]
     covered = nn.functional.pad(covered, (0, 0, 0, 0, vae.config.scale_factor_temporal - 1, 0))  # the first is alone
     spatial = vae.config.scale_factor_spatial
     covered = nn.functional.avg_pool2d(covered, spatial)
     coverage = covered.reshape(len(clips), -1, vae.config.scale_factor_temporal, *covered.shape[2:]).amax(2)
-    return {"latents": latents.to("cpu", torch.bfloat16), "coverage": coverage.to("cpu", torch.bfloat16)}
+    return {"latents": codec.encode(vae, rendered.frames), "coverage": coverage.to("cpu", torch.bfloat16)}
 
 
 def require_made_by(vae: Path, cache: Path) -> None:

@@ -19,6 +19,7 @@ from vgen.toyland.probes import ATTENTION_SIDE, LOOK_FRAMES, NUM_FRAMES, SECONDS
 from vgen.toyland.prompts import ATTRIBUTES, even_clips, identity_of, truth
 from vgen.toyland.renderer import Rendered, render
 from vgen.toyland.scene import Clip
+from vgen.training import codec
 from vgen.training.latents import require_made_by
 
 logger = logging.getLogger(__name__)
@@ -128,22 +129,13 @@ def rendered_examples(clips: list[Clip]) -> Examples:
     return Examples(frames=rendered.frames, **truth_of(clips, rendered))
 
 
-@torch.no_grad()
-def through_vae(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:
-    """Return what a VAE leaves of frames uint8 [B, F, H, W, 3], in the same form."""
-    video = frames.to(vae.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-    with torch.autocast(vae.device.type, torch.bfloat16):
-        rebuilt: Tensor = vae.decode(vae.encode(video).latent_dist.mode()).sample
-    return rebuilt.float().add(1).mul(127.5).round().clamp(0, 255).to("cpu", torch.uint8).permute(0, 2, 3, 4, 1)
-
-
 def passed_examples(clips: list[Clip], vae: AutoencoderKLWan) -> Examples:
     """Return clips that were rendered and went through a VAE: blurred as generated videos are."""
     rendered = render(clips, num_frames=VIDEO_FRAMES, height=SIDE, width=SIDE, fps=(VIDEO_FRAMES - 1) / SECONDS)
     every = (VIDEO_FRAMES - 1) // (NUM_FRAMES - 1)
     seen = {name: getattr(rendered, name)[:, :, ::every] for name in ("masks", "tracks")}
     seen["extrinsics"] = rendered.extrinsics[:, ::every]
-    frames = torch.cat([through_vae(vae, clip) for clip in torch.split(rendered.frames, 2)])
+    frames = torch.cat([codec.decode(vae, codec.encode(vae, clip)) for clip in torch.split(rendered.frames, 2)])
     return Examples(frames=frames[:, ::every], **truth_of(clips, replace(rendered, **seen)))
 
 
@@ -154,14 +146,14 @@ def passed_set(folder: Path, vae: Path, clips: list[Clip], *, name: str) -> Exam
     """
     cache = folder / f"passed-{name}"
     require_made_by(vae, cache)
-    codec = None
+    coder = None
     shards = []
     for index, start in enumerate(range(0, len(clips), SHARD_CLIPS)):
         path, batch = cache / f"{index:05d}.safetensors", clips[start : start + SHARD_CLIPS]
         kept = Examples(**load_file(path)) if path.exists() else None
         if kept is None or len(kept) < len(batch):
-            codec = codec or AutoencoderKLWan.from_pretrained(vae).eval()
-            kept = passed_examples(batch, codec)
+            coder = coder or codec.load_codec(vae)
+            kept = passed_examples(batch, coder)
             save_file({key: value.contiguous() for key, value in vars(kept).items()}, path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
             logger.info("%s: %d of %d clips through the VAE", name, start + len(batch), len(clips))
