@@ -206,9 +206,10 @@ def read(found: Sequence[Trial]) -> Findings:
     """Return the scores of each way, under `edits`: of the pairs as one, and `by` the attribute that was changed.
 
     `success` is the share in which the probes read the new value, `others` that in which they read all other
-    attributes as they were, `kept_db` the PSNR to the clip of what was to stay: all but the subject, or with another
-    scene the subject. `track` is the share in which the subject is where it is in the true edited clip, `trip_db` the
-    round trip's PSNR. `ceiling` has the same of the true edited clips, and `unedited` of the clips after the VAE.
+    attributes as they were, `joint` that in which they do both. `kept_db` is the PSNR to the clip of what was to stay:
+    all but the subject, or with another scene the subject. `track` is the share in which the subject is where it is in
+    the true edited clip, `trip_db` the round trip's PSNR. `ceiling` has the same of the true edited clips, and
+    `unedited` of the clips after the VAE.
     """
     from vgen import video
 
@@ -280,6 +281,7 @@ def _judged(
         "reading": reading.to_dict(),
         "success": reading[pair.attribute] == told[pair.attribute],
         "others": all(reading[name] == told[name] for name in ATTRIBUTES if name != pair.attribute),
+        "joint": all(reading[name] == told[name] for name in ATTRIBUTES),
         "kept_db": round(fidelity.psnr(torch.tensor(frames), torch.tensor(source), kept), 2),
         "track": _on_track(pair, trial.real.plan, frames),
     }
@@ -287,7 +289,8 @@ def _judged(
 
 def _summed(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the shares and means of what was judged of several."""
-    summed: dict[str, Any] = {name: share(row[name] for row in rows) for name in ("success", "others", "track")}
+    shares = ("success", "others", "joint", "track")
+    summed: dict[str, Any] = {name: share(row[name] for row in rows) for name in shares}
     means = {"kept_db": "kept_db", "trip_db": "round_trip_db", "evals": "evaluations", "seconds": "seconds"}
     for name, field in means.items():
         values = [row[field] for row in rows if field in row]
@@ -342,6 +345,6 @@ TASK = Task(
     trials=trials,
     read=read,
     table=table,
-    columns=("success", "others", "kept_db", "track", "trip_db", "evals", "seconds", "flicker"),
+    columns=("success", "others", "joint", "kept_db", "track", "trip_db", "evals", "seconds", "flicker"),
     parts=tuple(WAYS),
 )
