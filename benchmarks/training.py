@@ -25,9 +25,11 @@ from vgen.toyland import text
 from vgen.toyland.renderer import render
 from vgen.toyland.scene import sample_clips
 from vgen.training.base import (
+    COMPILED,
     CONFIG,
     PADDINGS,
     TextToVelocity,
+    attention_by_products,
     batch_maker,
     flow_matching_loss,
     optimizers_of,
@@ -79,10 +81,10 @@ def step_parts(frames: int, batch_size: int) -> dict[str, float]:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # it sees no other backend of CPUs
         forward_backward()
     operations = counter.get_total_flops()
-    model.transformer.compile_repeated_blocks()
+    model.transformer.compile_repeated_blocks(options=COMPILED)
     parts = {
         "batch_ms": seconds(lambda: make(plain, batch_size)),
-        "forward_backward_ms": seconds(forward_backward),
+        "forward_backward_ms": seconds(attention_by_products()(forward_backward)),
         "optimizers_ms": seconds(lambda: [optimizer.step() for optimizer in optimizers]),
     }
     return {

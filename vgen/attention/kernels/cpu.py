@@ -1,4 +1,4 @@
-"""Block-sparse attention on a CPU, by a small kernel that is compiled once for each machine (`block_sparse.cpp`).
+"""Block-sparse attention on a CPU, by a small kernel that is compiled once for each machine (`attention.cpp`).
 
 It runs at the speed that the mask promises, which gathering does not, and keeps its sums in float32, which torch's
 batched products do not in bfloat16. Where it cannot be compiled, `gather` takes its place, and `bound` says so.
@@ -17,7 +17,7 @@ from vgen.attention import mass
 from vgen.attention.blocks import BlockMask, Layout
 from vgen.attention.kernels import gather
 
-SOURCE = Path(__file__).with_name("block_sparse.cpp")
+SOURCE = Path(__file__).with_name("attention.cpp")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> Tensor:
@@ -72,6 +72,11 @@ def _dtypes() -> tuple[torch.dtype, ...]:
     if not torch._C._has_mkldnn or not can.get("avx2", False):
         return ()
     return (torch.float32, torch.bfloat16) if can.get("avx512_bf16", False) else (torch.float32,)
+
+
+def multiplies(dtype: torch.dtype) -> bool:
+    """Return whether this CPU has instructions for matrices of a number format."""
+    return dtype in _dtypes()
 
 
 def _takes(q: Tensor) -> bool:

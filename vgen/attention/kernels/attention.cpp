@@ -1,13 +1,14 @@
-// Block-sparse attention on a CPU: the flash recurrence over the key blocks that a query block sees; and the second pass
-// of AdaSpa's search, which sums the softmax over blocks.
+// Attention on a CPU: block-sparse and dense, by the flash recurrence over tiles of keys; and the second pass of AdaSpa's
+// search, which sums the softmax over blocks.
 //
-// Keys come transposed and values as they are, a block at a time, so that each product is one call of oneDNN's small
-// matrix kernel ("brgemm"), in float32 or in bfloat16 with float32 sums; bfloat16 comes in pairs of rows, as its
-// instructions take it. The softmax is a plain loop that the compiler vectorises.
+// Keys come transposed and values as they are, so that each product is one call of oneDNN's small matrix kernel
+// ("brgemm"), in float32 or in bfloat16 with float32 sums; bfloat16 comes in pairs of rows, as its instructions take it.
+// The softmax is a plain loop that the compiler vectorises.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/native/CPUBlas.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -18,8 +19,10 @@
 
 namespace {
 
+using at::native::cpublas::brgemm;
+
 constexpr float LOWEST = -1e30f;  // finite, as the loops are compiled without infinities
-constexpr int64_t KEYS_AT_ONCE = 512;
+constexpr int64_t QUERIES_AT_ONCE = 64, KEYS_AT_ONCE = 512;
 
 // exp(x) for x <= 0 within 2 units in the last place: 2^n times a polynomial of the rest (Cephes).
 inline float exp_of(float x) {
@@ -47,6 +50,28 @@ inline void put(at::BFloat16& place, float x) {
   place.x = static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 
+// Exponentiates a row of n scores against its highest one so far, and scales what was summed before, acc [d], to that.
+// Weights in float32 take the place of the scores.
+template <typename T>
+inline void soften(float* s, T* w, int64_t n, float scale, float& top, float& sum, float* acc, int64_t d) {
+  float highest = LOWEST;
+  for (int64_t c = 0; c < n; ++c) highest = std::max(highest, s[c]);
+  const float now = std::max(top, highest * scale);
+  const float factor = exp_of(top - now);
+  float total = 0.0f;
+  for (int64_t c = 0; c < n; ++c) {
+    const float e = exp_of(s[c] * scale - now);
+    if constexpr (std::is_same_v<T, float>)
+      s[c] = e;
+    else
+      put(w[c], e);
+    total += e;
+  }
+  sum = sum * factor + total;
+  top = now;
+  for (int64_t c = 0; c < d; ++c) acc[c] *= factor;
+}
+
 template <typename T>
 void attend(const T* q, const T* kt, const T* v, const int32_t* starts, const int32_t* keys, const int32_t* sizes,
             T* out, int64_t heads, int64_t queries, int64_t blocks, int64_t b, int64_t d, float scale) {
@@ -67,39 +92,19 @@ void attend(const T* q, const T* kt, const T* v, const int32_t* starts, const in
         for (int64_t j = 0; j < count; ++j) {
           const int64_t key = keys[first + j];
           float* tile = scores.data() + j * b;
-          at::native::cpublas::brgemm(b, b, d, d, b, width, false, q_row, kt + (base + key) * b * d, tile, is_vnni);
+          brgemm(b, b, d, d, b, width, false, q_row, kt + (base + key) * b * d, tile, is_vnni);
           for (int64_t i = 0; i < b && sizes[key] < b; ++i)
             std::fill(tile + i * width + sizes[key], tile + i * width + b, LOWEST);
         }
-        const int64_t columns = count * b;
-        for (int64_t i = 0; i < b; ++i) {
-          float* s = scores.data() + i * width;
-          float highest = LOWEST;
-          for (int64_t c = 0; c < columns; ++c) highest = std::max(highest, s[c]);
-          const float now = std::max(top[i], highest * scale);
-          const float factor = exp_of(top[i] - now);
-          float total = 0.0f;
-          T* w;
-          if constexpr (is_vnni)
-            w = weights.data() + i * width;
-          else
-            w = s;
-          for (int64_t c = 0; c < columns; ++c) {
-            const float e = exp_of(s[c] * scale - now);
-            put(w[c], e);
-            total += e;
-          }
-          sum[i] = sum[i] * factor + total;
-          top[i] = now;
-          float* a = acc.data() + i * d;
-          for (int64_t c = 0; c < d; ++c) a[c] *= factor;
-        }
+        for (int64_t i = 0; i < b; ++i)
+          soften(scores.data() + i * width, weights.data() + i * width, count * b, scale, top[i], sum[i],
+                 acc.data() + i * d, d);
         for (int64_t j = 0; j < count; ++j) {
           const T* value = v + (base + keys[first + j]) * b * d;
           if constexpr (is_vnni)
-            at::native::cpublas::brgemm(b, d, b, width, d, d, true, weights.data() + j * b, value, acc.data(), true);
+            brgemm(b, d, b, width, d, d, true, weights.data() + j * b, value, acc.data(), true);
           else
-            at::native::cpublas::brgemm(b, d, b, width, d, d, true, scores.data() + j * b, value, acc.data(), false);
+            brgemm(b, d, b, width, d, d, true, scores.data() + j * b, value, acc.data(), false);
         }
       }
       for (int64_t i = 0; i < b; ++i)
@@ -121,7 +126,7 @@ void mass(const T* q, const T* kt, const float* lse, const int32_t* sizes, float
     for (int64_t row = begin; row < end; ++row) {
       const int64_t base = row / blocks * blocks;
       for (int64_t key = 0; key < blocks; ++key) {
-        at::native::cpublas::brgemm(b, b, d, d, b, b, false, q + row * b * d, kt + (base + key) * b * d,
+        brgemm(b, b, d, d, b, b, false, q + row * b * d, kt + (base + key) * b * d,
                                     scores.data(), is_vnni);
         float total = 0.0f;
         for (int64_t i = 0; i < sizes[row - base]; ++i) {
@@ -167,14 +172,94 @@ void block_sparse(const at::Tensor& q, const at::Tensor& kt, const at::Tensor& v
     run(float());
 }
 
+// One head's tokens, `stride` numbers apart.
+struct Rows {
+  const at::BFloat16* first;
+  int64_t stride;
+  const at::BFloat16* at(int64_t token) const { return first + token * stride; }
+};
+
+Rows rows_of(const at::Tensor& x, int64_t head) {
+  const int64_t heads = x.size(1);
+  return {x.const_data_ptr<at::BFloat16>() + head / heads * x.stride(0) + head % heads * x.stride(1), x.stride(2)};
+}
+
+// Keys [n, d] as [d / 2, n, 2].
+void lay_out_keys(Rows keys, int64_t first, int64_t n, int64_t d, at::BFloat16* to) {
+  for (int64_t key = 0; key < n; ++key) {
+    const at::BFloat16* from = keys.at(first + key);
+    for (int64_t c = 0; c < d; ++c) to[(c / 2 * n + key) * 2 + c % 2] = from[c];
+  }
+}
+
+// Values [n, d] as [(n + 1) / 2, d, 2], with zeros behind an odd number.
+void lay_out_values(Rows values, int64_t first, int64_t n, int64_t d, at::BFloat16* to) {
+  for (int64_t key = 0; key < n + n % 2; ++key) {
+    const at::BFloat16* from = key < n ? values.at(first + key) : nullptr;
+    for (int64_t c = 0; c < d; ++c) to[(key / 2 * d + c) * 2 + key % 2] = from ? from[c] : at::BFloat16(0.0f);
+  }
+}
+
+// q [B, H, L, D], k and v [B, H, S, D] in bfloat16, D even and next to each other; returns [B, H, L, D], which lies in
+// memory as [B, L, H, D].
+at::Tensor dense_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
+  const int64_t heads = q.size(0) * q.size(1), length = q.size(2), count = k.size(2), d = q.size(3);
+  const int64_t tiles = (count + KEYS_AT_ONCE - 1) / KEYS_AT_ONCE;
+  const int64_t parts = (length + QUERIES_AT_ONCE - 1) / QUERIES_AT_ONCE;
+  const int64_t room = (count + 1) * d;  // of a head
+  const float factor = static_cast<float>(scale);
+  at::Tensor out = at::empty({q.size(0), length, q.size(1), d}, q.options()).transpose(1, 2);
+  at::Tensor laid_out = at::empty({2, heads * room}, q.options());
+  at::BFloat16* keys = laid_out.mutable_data_ptr<at::BFloat16>();
+  at::BFloat16* values = keys + heads * room;
+  at::parallel_for(0, heads * tiles, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t head = task / tiles, first = task % tiles * KEYS_AT_ONCE, n = std::min(KEYS_AT_ONCE, count - first);
+      lay_out_keys(rows_of(k, head), first, n, d, keys + head * room + first * d);
+      lay_out_values(rows_of(v, head), first, n, d, values + head * room + first * d);
+    }
+  });
+  at::parallel_for(0, heads * parts, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> scores(QUERIES_AT_ONCE * KEYS_AT_ONCE), acc(QUERIES_AT_ONCE * d);
+    std::vector<float> sum(QUERIES_AT_ONCE), top(QUERIES_AT_ONCE);
+    std::vector<at::BFloat16> weights(QUERIES_AT_ONCE * KEYS_AT_ONCE);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t head = task / parts, start = task % parts * QUERIES_AT_ONCE;
+      const int64_t m = std::min(QUERIES_AT_ONCE, length - start);
+      const Rows queries = rows_of(q, head), outputs = rows_of(out, head);
+      std::fill(acc.begin(), acc.end(), 0.0f);
+      std::fill(sum.begin(), sum.end(), 0.0f);
+      std::fill(top.begin(), top.end(), LOWEST);
+      for (int64_t first = 0; first < count; first += KEYS_AT_ONCE) {
+        const int64_t n = std::min(KEYS_AT_ONCE, count - first), even = n + n % 2, at = head * room + first * d;
+        brgemm(m, n, d, queries.stride, n, KEYS_AT_ONCE, false, queries.at(start), keys + at, scores.data(), true);
+        for (int64_t i = 0; i < m; ++i) {
+          at::BFloat16* w = weights.data() + i * KEYS_AT_ONCE;
+          soften(scores.data() + i * KEYS_AT_ONCE, w, n, factor, top[i], sum[i], acc.data() + i * d, d);
+          if (n < even) w[n] = at::BFloat16(0.0f);
+        }
+        brgemm(m, d, even, KEYS_AT_ONCE, d, d, true, weights.data(), values + at, acc.data(), true);
+      }
+      for (int64_t i = 0; i < m; ++i) {
+        at::BFloat16* to = const_cast<at::BFloat16*>(outputs.at(start + i));
+        for (int64_t c = 0; c < d; ++c) put(to[c], acc[i * d + c] / sum[i]);
+      }
+    }
+    at::native::cpublas::brgemm_release(true);
+  });
+  return out;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(vgen, m) {
   m.def("block_sparse(Tensor q, Tensor kt, Tensor v, Tensor starts, Tensor keys, Tensor sizes, Tensor(a!) out, "
         "float scale) -> ()");
   m.def("block_mass(Tensor q, Tensor kt, Tensor lse, Tensor sizes, Tensor(a!) out, float scale) -> ()");
+  m.def("dense_attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor");
 }
 TORCH_LIBRARY_IMPL(vgen, CPU, m) {
   m.impl("block_sparse", &block_sparse);
   m.impl("block_mass", &block_mass);
+  m.impl("dense_attention", &dense_attention);
 }
