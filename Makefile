@@ -45,8 +45,8 @@ toyland: $(INSTALLED)
 	  -o runs/images
 	$(BIN)/vgen train base --vae runs/vae/vae --start runs/images --batch-size 12 --minutes 65 -o runs/videos \
 	  --clips 17x128x128=5000 --clips 33x128x128=200 --clips 17x128x192=200
-	$(BIN)/vgen train base --vae runs/vae/vae --start runs/videos --batch-size 16 --minutes 150 -o runs/longer \
-	  --clips 17x128x128=14000 --clips 1x128x128=16000 --clips 33x128x128=160 --clips 17x128x192=160 \
+	$(BIN)/vgen train base --vae runs/vae/vae --start runs/videos --batch-size 16 --minutes 200 -o runs/longer \
+	  --clips 17x128x128=22000 --clips 1x128x128=24000 --clips 33x240x240=256 --clips 17x128x192=160 \
 	  --learning-rate 1.3e-3 --decay 0.95 --time-mean 1.4 --time-spread 1.1
 	$(BIN)/vgen train export --vae runs/vae/vae --base runs/longer -o vgen/toyland/checkpoint
 
