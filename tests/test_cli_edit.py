@@ -113,7 +113,7 @@ def left_half() -> None:
 
 def test_outside_of_a_mask_the_clip_stays_as_it_is(model: tuple[str, ...]) -> None:
     left_half()
-    for method in ("rf-solver", "fireflow:fresh=0.7", "flowedit", "sdedit"):
+    for method in ("rf-solver", "fireflow", "flowedit", "sdedit"):
         out = f"{method}.png"
         report = made(
             "edit", "clip.mp4", *EDIT, *model, "--method", method, "--mask", "mask.png", "--border", "4", "-o", out

@@ -170,7 +170,7 @@ def test_true_edits_are_judged_right_and_clips_left_alone_wrong(tmp_path: Path) 
             video.save(frames, job.output, fps=8, manifest={**request, "measured": measured})
     scores_ = edit.read(found).scores
     made, unedited = scores_["edits"]["sdedit"], scores_["unedited"]
-    assert made["success"] == made["track"] == 1
+    assert made["edited"] == made["track"] == 1
     assert made["success"] > unedited["success"] == 0
     assert made["kept_db"] > 25
     assert (made["evals"], made["seconds"]) == (50, 1)
