@@ -58,6 +58,7 @@ ROWS = {
     "w4a8, rounded to the nearest, a scale per channel": "w4a8:group=0,balance=false,clip=false,compensate=false",
     "w4a8, balanced": "w4a8",
     "w4a8-mp, 5 bits": "w4a8-mp:bits=5",
+    "w4a8-mp, 6 bits": "w4a8-mp:bits=6",
 }
 BETWEEN = {
     "w4a8, groups of 64": "w4a8:balance=false,clip=false,compensate=false",
