@@ -49,7 +49,7 @@ KNOWN_FRAMES_SHARE = 0.7  # of these are whole frames; the others are regions
 SUBJECT_WEIGHT = 6.0  # of the loss where a subject is, above the background's 1, as the noise goes to 0
 STATISTICS = "latents.json"  # the latents' means and divisors, in a run's folder
 HISTORY = "history"  # the weights of every save, in a run's folder
-# Of inductor. Its matcher would make the fused kernel again of attention that is products.
+# Of inductor, on CPUs. Its matcher would make the fused kernel again of attention that is products.
 COMPILED = {**OPTIONS, "pattern_matcher": False}
 PADDINGS = (48,) * 9 + (64, 512)  # lengths that prompts are padded to; stock pipelines use 512
 
@@ -295,9 +295,10 @@ def train_base(
             average.text_encoder.save_pretrained(place / "text_encoder")
 
     optimizers = optimizers_of(model, learning_rate)
+    on_cpu = accelerator.device.type == "cpu"
     if compile_blocks:
-        model.transformer.compile_repeated_blocks(options=COMPILED)
-    with attention_by_products() if accelerator.device.type == "cpu" else nullcontext():
+        model.transformer.compile_repeated_blocks(options=COMPILED if on_cpu else OPTIONS)
+    with attention_by_products() if on_cpu else nullcontext():
         trained = train(
             model, optimizers, loss_of, folder=folder, budget=budget, accelerator=accelerator, on_save=on_save
         )
