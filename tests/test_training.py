@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.profiler import ProfilerActivity, profile
 from typer.testing import CliRunner
 
 import vgen.toyland
@@ -25,7 +28,7 @@ from vgen.errors import VgenError
 from vgen.toyland import text
 from vgen.toyland.renderer import render
 from vgen.toyland.scene import sample_clips
-from vgen.training import base
+from vgen.training import base, codec
 from vgen.training.base import load_run
 from vgen.training.export import export_checkpoint
 from vgen.training.latents import LatentSet, encode_clips, latent_set, latent_statistics, require_made_by
@@ -226,6 +229,30 @@ def test_coverage_lies_where_the_subject_is() -> None:
     assert encoded["latents"].shape[2:] == encoded["coverage"].shape[1:] == (2, 4, 6)
     first = masks[:, 0].unflatten(2, (6, 8)).unflatten(1, (4, 8)).mean((2, 4))
     assert torch.allclose(encoded["coverage"][:, 0].float(), first, atol=0.01)
+
+
+def test_what_training_encodes_and_decodes_is_what_the_vae_does_but_for_bfloat16() -> None:
+    folder = resolve("toyland").folder
+    assert folder is not None
+    frames = render(list(islice(sample_clips(3), 1)), num_frames=5, height=64, width=96).frames
+    fast, exact = codec.load_codec(folder / "vae"), AutoencoderKLWan.from_pretrained(folder / "vae")
+    latents, true = codec.encode(fast, frames), codec.encode(exact, frames)
+    assert latents.is_contiguous() and latents.dtype == torch.bfloat16
+    assert (latents - true).float().std() < 0.02 * true.float().std()
+    difference = codec.decode(fast, true).int() - codec.decode(exact, true).int()
+    assert difference.abs().max() <= 6 and difference.float().abs().mean() < 0.5
+
+
+@torch.no_grad()
+def test_training_attends_by_products_that_are_torchs_attention_but_for_bfloat16() -> None:
+    q, k, v = torch.randn(3, 2, 4, 40, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    usual = scaled_dot_product_attention(q, k, v)
+    with base.attention_by_products(), profile(activities=[ProfilerActivity.CPU]) as profiled:
+        ours = scaled_dot_product_attention(q, k, v)
+    names = {event.key for event in profiled.key_averages()}
+    assert "aten::_scaled_dot_product_attention_math" in names
+    assert (ours - usual).abs().max() < 0.02
+    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # type: ignore[no-untyped-call]
 
 
 def test_latents_are_divided_by_the_root_of_their_deviation() -> None:
