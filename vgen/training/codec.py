@@ -8,6 +8,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor, nn
 
+from vgen.backbones.components import frames_of, pixels_of
+
 
 def load_codec(folder: Path, device: torch.device | str = "cpu") -> AutoencoderKLWan:
     """Return the VAE in `folder`, in bfloat16, its kernels laid out as `encode` and `decode` lay out what they get."""
@@ -27,13 +29,12 @@ def channels_last(values: Tensor) -> Tensor:
 @torch.no_grad()
 def encode(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:
     """Return the raw latents [B, C, T, h, w], bfloat16 on the CPU, of frames uint8 [B, F, H, W, 3]."""
-    video = frames.to(vae.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-    latents: Tensor = vae.encode(channels_last(video.to(vae.dtype))).latent_dist.mode()
+    pixels = pixels_of(frames.to(vae.device)).to(vae.dtype)
+    latents: Tensor = vae.encode(channels_last(pixels)).latent_dist.mode()
     return latents.to("cpu", torch.bfloat16).contiguous()
 
 
 @torch.no_grad()
 def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """Return frames uint8 [B, F, H, W, 3] on the CPU of raw latents [B, C, T, h, w]."""
-    video: Tensor = vae.decode(channels_last(latents.to(vae.device, vae.dtype))).sample
-    return video.float().add(1).mul(127.5).round().clamp(0, 255).to("cpu", torch.uint8).permute(0, 2, 3, 4, 1)
+    return frames_of(vae.decode(channels_last(latents.to(vae.device, vae.dtype))).sample).cpu()
