@@ -51,9 +51,9 @@ inline void put(at::BFloat16& place, float x) {
 }
 
 // Exponentiates a row of n scores against its highest one so far, and scales what was summed before, acc [d], to that.
-// Weights in float32 take the place of the scores.
+// Weights w in float32 may take the place of the scores s.
 template <typename T>
-inline void soften(float* s, T* w, int64_t n, float scale, float& top, float& sum, float* acc, int64_t d) {
+inline void soften(const float* s, T* w, int64_t n, float scale, float& top, float& sum, float* acc, int64_t d) {
   float highest = LOWEST;
   for (int64_t c = 0; c < n; ++c) highest = std::max(highest, s[c]);
   const float now = std::max(top, highest * scale);
@@ -61,10 +61,7 @@ inline void soften(float* s, T* w, int64_t n, float scale, float& top, float& su
   float total = 0.0f;
   for (int64_t c = 0; c < n; ++c) {
     const float e = exp_of(s[c] * scale - now);
-    if constexpr (std::is_same_v<T, float>)
-      s[c] = e;
-    else
-      put(w[c], e);
+    put(w[c], e);
     total += e;
   }
   sum = sum * factor + total;
@@ -80,7 +77,12 @@ void attend(const T* q, const T* kt, const T* v, const int32_t* starts, const in
   const int64_t width = at_once * b;
   at::parallel_for(0, heads * queries, 1, [=](int64_t begin, int64_t end) {
     std::vector<float> scores(b * width), sum(b), top(b), acc(b * d);
-    std::vector<T> weights(is_vnni ? b * width : 0);
+    std::vector<T> rounded(is_vnni ? b * width : 0);
+    T* weights;
+    if constexpr (is_vnni)
+      weights = rounded.data();
+    else
+      weights = scores.data();
     for (int64_t row = begin; row < end; ++row) {
       const int64_t base = row / queries * blocks;
       const T* q_row = q + row * b * d;
@@ -97,14 +99,11 @@ void attend(const T* q, const T* kt, const T* v, const int32_t* starts, const in
             std::fill(tile + i * width + sizes[key], tile + i * width + b, LOWEST);
         }
         for (int64_t i = 0; i < b; ++i)
-          soften(scores.data() + i * width, weights.data() + i * width, count * b, scale, top[i], sum[i],
+          soften(scores.data() + i * width, weights + i * width, count * b, scale, top[i], sum[i],
                  acc.data() + i * d, d);
         for (int64_t j = 0; j < count; ++j) {
           const T* value = v + (base + keys[first + j]) * b * d;
-          if constexpr (is_vnni)
-            brgemm(b, d, b, width, d, d, true, weights.data() + j * b, value, acc.data(), true);
-          else
-            brgemm(b, d, b, width, d, d, true, scores.data() + j * b, value, acc.data(), false);
+          brgemm(b, d, b, width, d, d, true, weights + j * b, value, acc.data(), is_vnni);
         }
       }
       for (int64_t i = 0; i < b; ++i)
@@ -126,8 +125,7 @@ void mass(const T* q, const T* kt, const float* lse, const int32_t* sizes, float
     for (int64_t row = begin; row < end; ++row) {
       const int64_t base = row / blocks * blocks;
       for (int64_t key = 0; key < blocks; ++key) {
-        brgemm(b, b, d, d, b, b, false, q + row * b * d, kt + (base + key) * b * d,
-                                    scores.data(), is_vnni);
+        brgemm(b, b, d, d, b, b, false, q + row * b * d, kt + (base + key) * b * d, scores.data(), is_vnni);
         float total = 0.0f;
         for (int64_t i = 0; i < sizes[row - base]; ++i) {
           const float* s = scores.data() + i * b;
@@ -210,6 +208,7 @@ at::Tensor dense_attention(const at::Tensor& q, const at::Tensor& k, const at::T
   const float factor = static_cast<float>(scale);
   at::Tensor out = at::empty({q.size(0), length, q.size(1), d}, q.options()).transpose(1, 2);
   at::Tensor laid_out = at::empty({2, heads * room}, q.options());
+  at::BFloat16* result = out.mutable_data_ptr<at::BFloat16>();
   at::BFloat16* keys = laid_out.mutable_data_ptr<at::BFloat16>();
   at::BFloat16* values = keys + heads * room;
   at::parallel_for(0, heads * tiles, 1, [&](int64_t begin, int64_t end) {
@@ -226,7 +225,7 @@ at::Tensor dense_attention(const at::Tensor& q, const at::Tensor& k, const at::T
     for (int64_t task = begin; task < end; ++task) {
       const int64_t head = task / parts, start = task % parts * QUERIES_AT_ONCE;
       const int64_t m = std::min(QUERIES_AT_ONCE, length - start);
-      const Rows queries = rows_of(q, head), outputs = rows_of(out, head);
+      const Rows queries = rows_of(q, head);
       std::fill(acc.begin(), acc.end(), 0.0f);
       std::fill(sum.begin(), sum.end(), 0.0f);
       std::fill(top.begin(), top.end(), LOWEST);
@@ -241,7 +240,7 @@ at::Tensor dense_attention(const at::Tensor& q, const at::Tensor& k, const at::T
         brgemm(m, d, even, KEYS_AT_ONCE, d, d, true, weights.data(), values + at, acc.data(), true);
       }
       for (int64_t i = 0; i < m; ++i) {
-        at::BFloat16* to = const_cast<at::BFloat16*>(outputs.at(start + i));
+        at::BFloat16* to = result + ((head / q.size(1) * length + start + i) * q.size(1) + head % q.size(1)) * d;
         for (int64_t c = 0; c < d; ++c) put(to[c], acc[i * d + c] / sum[i]);
       }
     }

@@ -46,7 +46,8 @@ class InPlaceOfTorchs(CustomGraphPass):
             if not _takes(node):
                 continue
             query = node.args[0].meta["val"]
-            scale = node.kwargs.get("scale") or query.shape[-1] ** -0.5
+            scale = node.kwargs.get("scale")
+            scale = query.shape[-1] ** -0.5 if scale is None else scale
             with graph.inserting_before(node):
                 ours = graph.call_function(torch.ops.vgen.dense_attention.default, (*node.args[:3], scale))
             for output in list(node.users):
@@ -62,8 +63,9 @@ class InPlaceOfTorchs(CustomGraphPass):
 
 def _takes(node: Node) -> bool:
     """Return whether the kernel can do a call of torch's: plain, in bfloat16, of which only the output is used."""
-    plain = not any(node.args[3:]) and node.kwargs.get("attn_mask") is None
+    # Dropout, causality and a mask, wherever they are given.
+    plain = not any(node.args[3:]) and not any(value for name, value in node.kwargs.items() if name != "scale")
     query, key, value = (argument.meta["val"] for argument in node.args[:3])  # type: ignore[union-attr]
     rows = all(x.dtype == torch.bfloat16 and x.stride(-1) == 1 for x in (query, key, value))
     alone = all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
-    return plain and rows and alone and query.shape[-1] % 2 == 0 and not node.kwargs.get("is_causal")
+    return plain and rows and alone and query.shape[-1] % 2 == 0
