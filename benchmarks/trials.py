@@ -32,8 +32,17 @@ from vgen.sampling.guidance import classifier_free
 from vgen.sampling.schedule import shifted
 from vgen.toyland import prompts, text
 from vgen.toyland.probes import Probes, load
-from vgen.training.base import CONFIG, PADDINGS, Batch, TextToVelocity, batch_maker, flow_matching_loss, optimizers_of
-from vgen.training.codec import load_codec
+from vgen.training.base import (
+    CONFIG,
+    PADDINGS,
+    Batch,
+    TextToVelocity,
+    attention_by_products,
+    batch_maker,
+    flow_matching_loss,
+    optimizers_of,
+)
+from vgen.training.codec import decode, load_codec
 from vgen.training.export import SHIFT
 from vgen.training.latents import LatentSet, latent_set, latent_statistics
 from vgen.training.loop import Budget, learning_rate_factor, rates_of, set_rates
@@ -123,7 +132,7 @@ class Run:
 
 
 def loss_of(model: TextToVelocity, batch: Batch) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), attention_by_products():
         return flow_matching_loss(model, batch)
 
 
@@ -148,7 +157,7 @@ def right(run: Run, vae: AutoencoderKLWan, read: Probes) -> float:
     noise = torch.randn(len(wanted), *LATENT, generator=torch.Generator().manual_seed(0))
     sigmas = shifted(torch.linspace(1, 0, STEPS + 1), SHIFT)
     latents = euler(classifier_free(velocity, tokens, unasked, GUIDANCE), noise, sigmas) * run.std + run.mean
-    frames = vae.decode(latents).sample.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1)
+    frames = decode(vae, latents)
     found = zip(read.read(list(frames)), (prompts.truth(one.clip) for one in wanted), strict=True)
     return statistics.mean(one.guesses[name] == told[name] for one, told in found for name in STILL)
 
@@ -165,9 +174,8 @@ def main() -> None:
     options = parser.parse_args()
     folder = checkpoints.resolve("toyland").folder
     assert folder is not None
-    vae = AutoencoderKLWan.from_pretrained(folder / "vae").eval()
-    codec = load_codec(folder / "vae")
-    images = latent_set(options.output, codec, count=IMAGES + UNSEEN, num_frames=1, height=128, width=128)
+    vae = load_codec(folder / "vae")
+    images = latent_set(options.output, vae, count=IMAGES + UNSEEN, num_frames=1, height=128, width=128)
     facts = latent_statistics(images.latents)
     mean, root = (torch.tensor(facts[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
     deviation = images.latents.float().std((0, 2, 3, 4), keepdim=True)

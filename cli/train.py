@@ -37,6 +37,9 @@ vgen train export --vae runs/vae/vae --base runs/videos -o my-toyland
 Minutes = Annotated[float | None, typer.Option(min=0.05, help="The budget in minutes of training, resumes included.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="The budget in steps instead; repeats bit for bit.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of weights, clips, captions and noise.")]
+Decay = Annotated[
+    float, typer.Option(min=0.01, max=1, help="The last share of the budget, over which the learning rate falls.")
+]
 SaveMinutes = Annotated[float, typer.Option(min=0.05, help="Minutes between two saves.")]
 
 
@@ -120,9 +123,7 @@ def base(
     batch_size: Annotated[int, typer.Option(min=1, help="Clips in a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of the blocks' Muon.")] = 2e-3,
     compile: Annotated[bool, typer.Option(help="Compile the blocks: a minute's wait, then faster steps.")] = True,
-    decay: Annotated[
-        float, typer.Option(min=0.01, max=1, help="The last share of the budget, over which the learning rate falls.")
-    ] = 0.35,
+    decay: Decay = 0.35,
     time_mean: Annotated[
         float, typer.Option(help="Noise of an image: the mean of logit(sigma); that of clips is higher.")
     ] = 0.8,
@@ -180,6 +181,7 @@ def probes(
     ] = 0,
     batch_size: Annotated[int, typer.Option(min=2, help="Clips in a step, half of them fresh renders.")] = 32,
     learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of the kernels' Muon.")] = 1.5e-2,
+    decay: Decay = 0.35,
     seed: Seed = 0,
     save_minutes: SaveMinutes = 5.0,
 ) -> None:
@@ -202,7 +204,7 @@ def probes(
         output,
         vae=vae,
         start=start,
-        budget=Budget(minutes=minutes, steps=steps, save_minutes=save_minutes, warmup_steps=50),
+        budget=Budget(minutes=minutes, steps=steps, save_minutes=save_minutes, warmup_steps=50, decay_share=decay),
         passed_clips=passed_clips,
         passed_heads=passed_heads,
         batch_size=batch_size,

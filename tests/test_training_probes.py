@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from vgen.cli import app
 from vgen.errors import VgenError
 from vgen.toyland import looks, probes
-from vgen.toyland.probes import LOOK_FRAMES, NUM_FRAMES, VERDICTS
+from vgen.toyland.probes import LOOK_FRAMES, NUM_FRAMES, VERDICTS, face_similarity
 from vgen.toyland.prompts import ATTRIBUTES, identity_of
 from vgen.training import passed
 from vgen.training import probes as training
@@ -78,12 +78,73 @@ def test_what_is_spoiled_has_a_verdict_that_says_so() -> None:
         assert training.no_picture(batch.video[0], rng).shape == batch.video[0].shape
 
 
+def test_frayed_videos_show_the_same_and_waver() -> None:
+    some = examples(2)
+    video = training.batch_of(some, random.Random(0)).video[0]
+    frayed = training.fray(video, random.Random(1))
+    assert frayed.shape == video.shape and torch.equal(frayed, training.fray(video, random.Random(1)))
+    assert 1e-4 < (frayed - video).square().mean() < 0.03
+    still = training.fray(video[:, :1].expand_as(video), random.Random(1))
+    assert (still[:, 0] - still[:, 1]).abs().max() > 0.05, "every frame is another"
+
+
+def test_the_order_of_what_only_turns_is_not_asked_for() -> None:
+    some = examples()
+    at = {name: list(ATTRIBUTES).index(name) for name in ("action", "camera")}
+    some.labels[:, at["camera"]] = ATTRIBUTES["camera"].index("static")
+    for action, asked in (("spins", False), ("stays", False), ("jumps", True)):
+        some.labels[:, at["action"]] = ATTRIBUTES["action"].index(action)
+        batch = training.batch_of(some, random.Random(0))
+        verdicts = [training.spoil(batch, random.Random(seed)).verdicts for seed in range(4)]
+        readable = torch.cat(verdicts)[:, VERDICTS.index("picture")] == 1
+        assert (torch.cat(verdicts)[readable][:, VERDICTS.index("order")] == 0).any() == asked
+
+
+def test_actions_that_are_told_apart_worst_are_drawn_more_often() -> None:
+    some = examples()
+    column = list(ATTRIBUTES).index("action")
+    some.labels[:, column] = torch.arange(len(some)) % len(ATTRIBUTES["action"])
+    often = [ATTRIBUTES["action"].index(name) for name in training.OFTEN]
+
+    def share(labels: torch.Tensor) -> float:
+        return float(torch.isin(labels[:, column], torch.tensor(often)).float().mean())
+
+    before, after = share(some.labels), share(training.drawn(some, 400, random.Random(0)).labels)
+    assert after / (1 - after) == pytest.approx(training.OFTEN_TIMES * before / (1 - before), rel=0.35)
+
+
 def test_equal_error_of_faces() -> None:
     truths = torch.eye(3).repeat_interleave(2, 0)
-    rate, threshold = training.equal_error(truths + 0.1 * torch.randn(6, 3, generator=torch.Generator()), truths)
-    assert rate < 0.05 and 0.2 < threshold < 0.98
-    worst, _ = training.equal_error(torch.randn(40, 8), torch.eye(20).repeat_interleave(2, 0))
+    numbers = truths + 0.1 * torch.randn(6, 3, generator=torch.Generator())
+    rate, threshold = training.equal_error(known_by(numbers, 0.05), truths)
+    assert rate < 0.05 and abs(threshold) < 10
+    worst, _ = training.equal_error(known_by(torch.randn(40, 8), 0.05), torch.eye(20).repeat_interleave(2, 0))
     assert 0.2 < worst < 0.8
+
+
+def known_by(numbers: torch.Tensor, variance: float) -> torch.Tensor:
+    """Return looks [N, 2, D] of numbers [N, D] that are all as well known."""
+    return torch.stack([numbers, torch.full_like(numbers, variance)], 1)
+
+
+def test_faces_are_compared_by_what_both_show() -> None:
+    # Two looks that agree in the one number both know, and a third that differs there.
+    first, alike, other = (
+        torch.tensor([[seen, 0.0], [0.05, unsure]]) for seen, unsure in ((1, 0.05), (1, 0.99), (-1, 0.99))
+    )
+    assert face_similarity(first, alike) > 0 > face_similarity(first, other)
+    # What one cannot see changes nothing, whatever the other has there.
+    marked = torch.tensor([[1.0, 3.0], [0.05, 0.05]])
+    torch.testing.assert_close(face_similarity(marked, alike), face_similarity(first, alike), atol=0.1, rtol=0)
+    # Bayes: of heads drawn from the prior and seen with noise, the sum of the odds over all second looks is one.
+    number = torch.linspace(-8, 8, 4001)
+    variance = torch.tensor(0.3)
+    odds = face_similarity(
+        torch.tensor([[0.7], [0.3]]), torch.stack([number, variance.expand(4001)], 1)[..., None]
+    ).exp()
+    spread = (1 - variance).sqrt()  # of posterior means over all heads
+    prior = torch.distributions.Normal(0, spread).log_prob(number).exp()
+    assert abs(float(torch.trapezoid(odds * prior, number)) - 1) < 1e-3
 
 
 def test_looks_are_alike_for_the_same_identity_alone() -> None:

@@ -1,8 +1,8 @@
 """Probes: a small network that reads out of a video what is in it, and says when it cannot.
 
-They see two seconds: the middle square of nine frames at 128×128, of which three are looked at closely, and from near
-where the subject is, and all nine, halved in size, for movement. One subject is read; of clips with two only the scene
-and the camera count.
+They see two seconds: the middle square of nine frames at 128×128. Three are looked at closely, which tells where the
+subject is; there it is looked at from near, in five frames for its face and in all for how it turns; and all frames,
+halved in size, are watched for movement. One subject is read; of clips with two only the scene and the camera count.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from vgen.toyland.looks import LOOK_SIZE
 from vgen.toyland.prompts import ATTRIBUTES
 
 NUM_FRAMES, SIDE, SECONDS = 9, 128, 2.0
-LOOK_FRAMES = (0, 4, 8)
+LOOK_FRAMES, FACE_FRAMES = (0, 4, 8), (0, 2, 4, 6, 8)
 ATTENTION_SIDE = 16
-FACE_SIDE, FACE_MARGIN = 48, 1.25  # pixels of what is looked at from near, and its half side in radii of the subject
+FACE_SIDE, TURN_SIDE = 48, 32  # pixels of what is looked at from near, for its face and for how it turns
+NEAR_MARGIN = 1.25  # half its side, in radii of the subject
+VARIANCES = (0.01, 0.99)  # of what is thought of a look's number, which over all heads has a variance of 1
 PATH_SIZE = 15  # numbers per frame of the subject's place and the camera's pose; see training/passed.py
 VERDICTS = ("picture", "subject", "order")
 """What must hold for a reading to mean anything: the frames show Toyland, one subject is in sight, time runs on."""
@@ -102,16 +104,19 @@ class Face(nn.Module):
             nn.Linear(32 * (FACE_SIDE // 8) ** 2, 256),
             nn.LayerNorm(256),
             nn.SiLU(),
-            nn.Linear(256, LOOK_SIZE + 1),
+            nn.Linear(256, 2 * LOOK_SIZE),
         )
 
-    def forward(self, frames: Tensor, attention: Tensor) -> Tensor:
-        """Return looks [N, LOOK_SIZE] of L frames each, [N, L, 3, SIDE, SIDE], where `attention` [N, L, cells] is."""
-        near = crops(frames.flatten(0, 1), attention.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
-        found = self.layers(near).float().view(*frames.shape[:2], LOOK_SIZE + 1)
-        weight = found[..., -1:].softmax(1)  # of a frame: heads turn away, and come near
-        look: Tensor = (found[..., :-1] * weight).sum(1)
-        return look
+    def forward(self, near: Tensor) -> Tensor:
+        """Return looks [N, 2, LOOK_SIZE] of subjects from near in some frames each, [N, frames, 3, FACE_SIDE²].
+
+        A frame counts for each number as much as it is sure of it: heads turn away, and come near.
+        """
+        frames = near.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        found = self.layers(frames).float().view(*near.shape[:2], 2, LOOK_SIZE)
+        weight = found[:, :, 1].softmax(1)
+        number, sureness = (weight[:, :, None] * found).sum(1).unbind(1)
+        return torch.stack([number, (-sureness).sigmoid().clamp(*VARIANCES)], 1)
 
 
 class Motion(nn.Module):
@@ -141,16 +146,39 @@ class Motion(nn.Module):
         return features
 
 
+class Turn(nn.Module):
+    """Watches the subject from near in all frames at once: features of how it turns, and of its shape."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3 * NUM_FRAMES, width, 5, stride=2, padding=2),
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            Block(2 * width),
+            Block(2 * width),
+            nn.GroupNorm(8, 2 * width),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 32, 1),
+        )
+        self.num_features = 32 * (TURN_SIDE // 4) ** 2
+
+    def forward(self, near: Tensor) -> Tensor:
+        """Return features [N, num_features] of subjects from near, [N, NUM_FRAMES, 3, TURN_SIDE, TURN_SIDE]."""
+        frames = near.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.layers(frames).flatten(1).float()
+        return features
+
+
 class ProbeNetwork(nn.Module):
-    """Both ways of seeing, brought together, and a linear reading for everything."""
+    """All ways of seeing, brought together, and a linear reading for everything."""
 
     def __init__(self, look_width: int = 64, motion_width: int = 96, hidden: int = 384, dropout: float = 0.1) -> None:
         super().__init__()
-        self.look, self.motion = Look(look_width), Motion(motion_width)
-        looks = len(LOOK_FRAMES) * self.look.num_features
-        self.join = nn.Sequential(
-            nn.Linear(looks + self.motion.num_features, hidden), nn.LayerNorm(hidden), nn.SiLU(), nn.Dropout(dropout)
-        )
+        self.look, self.motion, self.turn = Look(look_width), Motion(motion_width), Turn()
+        features = len(LOOK_FRAMES) * self.look.num_features + self.motion.num_features + self.turn.num_features
+        self.join = nn.Sequential(nn.Linear(features, hidden), nn.LayerNorm(hidden), nn.SiLU(), nn.Dropout(dropout))
         self.heads = nn.ModuleDict({name: nn.Linear(hidden, len(values)) for name, values in ATTRIBUTES.items()})
         self.verdicts = nn.Linear(hidden, len(VERDICTS))
         self.path = nn.Linear(hidden, NUM_FRAMES * PATH_SIZE)
@@ -159,37 +187,51 @@ class ProbeNetwork(nn.Module):
     def forward(self, video: Tensor) -> dict[str, Tensor]:
         """Return, for videos [N, 3, NUM_FRAMES, SIDE, SIDE] in [-1, 1]:
 
-        logits [N, values] by attribute, "verdicts" [N, 3], "look" [N, LOOK_SIZE], and what only training uses:
+        logits [N, values] by attribute, "verdicts" [N, 3], "look" [N, 2, LOOK_SIZE], and what only training uses:
         "attention" [N, LOOK_FRAMES, cells] and "path" [N, NUM_FRAMES, PATH_SIZE].
         """
-        count = len(video)
-        frames = video[:, :, list(LOOK_FRAMES)].transpose(1, 2).flatten(0, 1)
-        frames = frames.contiguous(memory_format=torch.channels_last)
-        features, attention = self.look(frames)
+        count, frames = len(video), video.transpose(1, 2)
+        looked_at = frames[:, list(LOOK_FRAMES)].flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        features, attention = self.look(looked_at)
         features, attention = features.view(count, -1), attention.view(count, len(LOOK_FRAMES), -1)
+        where = boxes(attention.detach())
         small = nn.functional.avg_pool2d(video.flatten(1, 2), 2).contiguous(memory_format=torch.channels_last)
-        joined = self.join(torch.cat([features, self.motion(small)], 1))
+        turn = self.turn(crops(frames, where, TURN_SIDE))
+        joined = self.join(torch.cat([features, self.motion(small), turn], 1))
+        faces = list(FACE_FRAMES)
         return {
             **{name: head(joined).float() for name, head in self.heads.items()},
             "verdicts": self.verdicts(joined).float(),
-            "look": self.face(frames.view(count, len(LOOK_FRAMES), 3, SIDE, SIDE), attention.detach()),
+            "look": self.face(crops(frames[:, faces], where[:, faces], FACE_SIDE)),
             "attention": attention,
             "path": self.path(joined).float().view(count, NUM_FRAMES, PATH_SIZE),
         }
 
 
-def crops(frames: Tensor, attention: Tensor) -> Tensor:
-    """Return the part of each frame [N, 3, SIDE, SIDE] that attention logits [N, cells] tell, [N, 3, FACE_SIDE²]."""
-    weight = attention.float().softmax(1)
-    across = (torch.arange(ATTENTION_SIDE, device=frames.device) + 0.5) * 2 / ATTENTION_SIDE - 1
+def boxes(attention: Tensor) -> Tensor:
+    """Return where the subject is in every frame, [N, NUM_FRAMES, 3]: a square's centre (x, y) and half its side.
+
+    Attention logits [N, LOOK_FRAMES, cells] tell it of some frames; those between are interpolated. The whole frame
+    has its centre at (0, 0), and half its side is 1.
+    """
+    weight = attention.float().softmax(2)
+    across = (torch.arange(ATTENTION_SIDE, device=attention.device) + 0.5) * 2 / ATTENTION_SIDE - 1
     y, x = (axis.flatten() for axis in torch.meshgrid(across, across, indexing="ij"))
     cells = torch.stack([x, y], 1)
-    centre = weight @ cells  # [N, 2]
-    deviation = (weight @ cells.square() - centre.square()).clamp(min=0).sqrt().amax(1)
-    half = (FACE_MARGIN * 2 * deviation).clamp(0.15, 1)  # a disc's deviation along an axis is half its radius
-    affine = torch.cat([half[:, None, None] * torch.eye(2, device=frames.device), centre[:, :, None]], 2)
-    grid = nn.functional.affine_grid(affine, [len(frames), 3, FACE_SIDE, FACE_SIDE], align_corners=False)
-    return nn.functional.grid_sample(frames.float(), grid, padding_mode="border", align_corners=False)
+    centre = weight @ cells  # [N, LOOK_FRAMES, 2]
+    deviation = (weight @ cells.square() - centre.square()).clamp(min=0).sqrt().amax(2, keepdim=True)
+    half = (NEAR_MARGIN * 2 * deviation).clamp(0.15, 1)  # a disc's deviation along an axis is half its radius
+    looked_at = torch.cat([centre, half], 2).transpose(1, 2)
+    return nn.functional.interpolate(looked_at, NUM_FRAMES, mode="linear", align_corners=True).transpose(1, 2)
+
+
+def crops(frames: Tensor, where: Tensor, side: int) -> Tensor:
+    """Return the part of frames [N, F, 3, SIDE, SIDE] in the boxes `where` [N, F, 3], [N, F, 3, side, side]."""
+    centre, half = where[..., :2, None], where[..., 2:, None]
+    affine = torch.cat([half * torch.eye(2, device=frames.device), centre], 3).flatten(0, 1)
+    grid = nn.functional.affine_grid(affine, [len(affine), 3, side, side], align_corners=False)
+    near = nn.functional.grid_sample(frames.flatten(0, 1).float(), grid, padding_mode="border", align_corners=False)
+    return near.view(*frames.shape[:3], side, side)
 
 
 def places(frames: Tensor) -> Tensor:
@@ -208,7 +250,8 @@ class Readings:
     confidences: dict[str, float]
     """How likely it is, in [0, 1], times how likely the video can be read at all."""
     look: Tensor
-    """float32 [LOOK_SIZE]: the head's looks, to be compared by `same_face`; of other subjects it means nothing."""
+    """float32 [2, LOOK_SIZE]: what the head looks like, to be compared by `same_face`: numbers, and the variance with
+    which each is known. Of other subjects it means nothing."""
 
     def __getitem__(self, attribute: str) -> str | None:
         """Return what is read, or None where it is unreadable."""
@@ -248,12 +291,20 @@ class Probes:
 
     def same_face(self, first: Readings, second: Readings) -> bool:
         """Return whether two readings are of the same toy head."""
-        return face_similarity(first.look, second.look) >= self.same_face_from
+        return bool(face_similarity(first.look, second.look) >= self.same_face_from)
 
 
-def face_similarity(first: Tensor, second: Tensor) -> float:
-    """Return the cosine of two looks [LOOK_SIZE]: 1 for the same, about 0 for any two heads."""
-    return float(nn.functional.cosine_similarity(first, second, dim=0))
+def face_similarity(first: Tensor, second: Tensor) -> Tensor:
+    """Return how much likelier two looks [..., 2, LOOK_SIZE] are one head than two, as a logarithm [...].
+
+    Each tells of every number a normal distribution, and over all heads it is the standard one: what one of the two
+    cannot see counts little. After Shi and Jain, "Probabilistic Face Embeddings", 2019, with the prior taken out.
+    """
+    (number, variance), (other, other_variance) = first.unbind(-2), second.unbind(-2)
+    precision = 1 / variance + 1 / other_variance - 1
+    both = (number / variance + other / other_variance).square() / precision
+    apart = number.square() / variance + other.square() / other_variance
+    return (both - apart - (precision * variance * other_variance).log()).sum(-1) / 2
 
 
 def prepare(frames: Tensor | NDArray[np.uint8], fps: float = 8.0) -> Tensor:

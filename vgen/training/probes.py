@@ -11,8 +11,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from vgen.backbones.components import pixels_of
 from vgen.toyland import probes
-from vgen.toyland.probes import NEEDS, NUM_FRAMES, SIDE, VERDICTS, ProbeNetwork
+from vgen.toyland.probes import NEEDS, NUM_FRAMES, SIDE, VERDICTS, ProbeNetwork, face_similarity
 from vgen.toyland.prompts import ATTRIBUTES
 from vgen.training.loop import Budget, Progress, log, train
 from vgen.training.muon import Muon
@@ -33,7 +34,12 @@ VALIDATION_CLIPS = 128
 ATTENTION_WEIGHT, PATH_WEIGHT, LOOK_WEIGHT, VERDICT_WEIGHT = 0.5, 0.5, 0.5, 0.5
 UNREADABLE_SHARE = 0.12  # of a batch: not a picture; as many again have their frames in disorder
 SOFTENED_SHARE = 0.3  # of the sharp clips: made smaller and large again, as a stand-in for other codecs
+FRAYED_SHARE = 0.3  # of all clips: outlines and colours that waver, as those of generated videos do
+# The points of this wavering along a side, and how far (a deviation, in pixels) and how strong it is at the most.
+FRAY_GRID, FRAY_PIXELS, FRAY_STAINS = 17, 2.0, 0.05
 CUT_SHARE = 0.05  # ends before two seconds
+OFTEN = ("spins", "stays")  # told apart worst: clips after the VAE that do so are drawn OFTEN_TIMES as often
+OFTEN_TIMES = 3
 
 REVERSED = {
     "moves left": "moves right", "comes closer": "goes away", "rises": "falls", "dolly in": "dolly out",
@@ -87,7 +93,7 @@ class Renders:
 
 def batch_of(examples: Examples, rng: random.Random, softened_share: float = 0.0) -> Batch:
     """Return examples as a batch: mirrored, reversed in time, tinted, softened, each at random."""
-    video = examples.frames.permute(0, 4, 1, 2, 3).contiguous().float().div_(127.5).sub_(1)
+    video = pixels_of(examples.frames).contiguous()
     labels, path, coverage = examples.labels.clone(), examples.path.clone(), examples.coverage.float() / 255
     for index in range(len(video)):
         values = [names[labels[index, at]] for at, names in enumerate(ATTRIBUTES.values())]
@@ -105,6 +111,8 @@ def batch_of(examples: Examples, rng: random.Random, softened_share: float = 0.0
         labels[index] = torch.tensor([names.index(values[at]) for at, names in enumerate(ATTRIBUTES.values())])
         if rng.random() < softened_share:
             video[index] = soften(video[index], rng.uniform(0.35, 0.8))
+        if rng.random() < FRAYED_SHARE:
+            video[index] = fray(video[index], rng)
         if rng.random() < CUT_SHARE:
             last = rng.randrange(NUM_FRAMES // 2, NUM_FRAMES)
             video[index, :, last:] = video[index, :, last : last + 1].clone()
@@ -149,20 +157,44 @@ def soften(video: Tensor, scale: float) -> Tensor:
     return nn.functional.interpolate(small, frames.shape[2:], mode="bilinear").transpose(0, 1)
 
 
+def fray(video: Tensor, rng: random.Random) -> Tensor:
+    """Return a video [3, F, H, W] whose outlines waver by up to FRAY_PIXELS or so, and stained, new in every frame."""
+    frames = video.transpose(0, 1)
+    noise = torch.Generator().manual_seed(rng.getrandbits(60))
+    coarse = torch.randn(len(frames), 5, FRAY_GRID, FRAY_GRID, generator=noise)
+    strength = torch.tensor([FRAY_PIXELS * 2 / SIDE] * 2 + [FRAY_STAINS] * 3) * rng.random()
+    waver = nn.functional.interpolate(coarse * strength.view(1, 5, 1, 1), frames.shape[2:], mode="bicubic")
+    straight = torch.eye(2, 3).expand(len(frames), 2, 3)
+    grid = nn.functional.affine_grid(straight, list(frames.shape), align_corners=False)
+    grid = grid + waver[:, :2].permute(0, 2, 3, 1)
+    moved = nn.functional.grid_sample(frames, grid, padding_mode="border", align_corners=False)
+    return (moved + waver[:, 2:]).transpose(0, 1)
+
+
 def spoil(batch: Batch, rng: random.Random) -> Batch:
     """Return the batch with some of its videos made unreadable, in place, and the verdicts that say so."""
     video, verdicts = batch.video, batch.verdicts.clone()
-    still = [ATTRIBUTES["action"].index("stays"), ATTRIBUTES["camera"].index("static")]
+    # Nothing moves, or turns alone: a pyramid shows the same again after a quarter of a turn.
+    static = ATTRIBUTES["camera"].index("static")
+    orderless = [[ATTRIBUTES["action"].index(name), static] for name in ("stays", "spins")]
     at = [list(ATTRIBUTES).index("action"), list(ATTRIBUTES).index("camera")]
     for index in range(len(video)):
         chance = rng.random()
         if chance < UNREADABLE_SHARE:
             video[index] = no_picture(video[index], rng)
             verdicts[index] = 0
-        elif chance < 2 * UNREADABLE_SHARE and batch.labels[index, at].tolist() != still:
+        elif chance < 2 * UNREADABLE_SHARE and batch.labels[index, at].tolist() not in orderless:
             video[index] = video[index][:, disorder(rng)]
             verdicts[index, VERDICTS.index("order")] = 0
     return replace(batch, video=video, verdicts=verdicts)
+
+
+def drawn(examples: Examples, count: int, rng: random.Random) -> Examples:
+    """Return `count` of the examples at random, those whose action is one of OFTEN more often."""
+    action = examples.labels[:, list(ATTRIBUTES).index("action")]
+    often = torch.isin(action, torch.tensor([ATTRIBUTES["action"].index(name) for name in OFTEN]))
+    weights = torch.where(often, OFTEN_TIMES, 1).tolist()
+    return examples[rng.choices(range(len(examples)), weights, k=count)]
 
 
 def disorder(rng: random.Random) -> list[int]:
@@ -222,8 +254,11 @@ def loss_terms(outputs: dict[str, Tensor], batch: Batch, mean: Tensor, deviation
     wrong = nn.functional.smooth_l1_loss(outputs["path"], (batch.path - mean) / deviation, reduction="none")
     path = (wrong.mean((1, 2)) * whole).sum() / whole.sum().clamp(min=1)
     faces = (~batch.looks.isnan().any(1) & possible[:, :2].all(1)).float()
-    off = (outputs["look"] - batch.looks.nan_to_num()).square().mean(1)
-    looks = (off * faces).sum() / faces.sum().clamp(min=1)
+    number, variance = outputs["look"].unbind(1)
+    off = (number - batch.looks.nan_to_num()).square()
+    # The likelihood of a normal distribution, and the square alone, without which what is unsure learns little.
+    unlikely = (off / variance + variance.log() + off).mean(1)
+    looks = (unlikely * faces).sum() / faces.sum().clamp(min=1)
     readings = torch.stack(list(terms.values())).sum()
     loss = (
         readings
@@ -288,9 +323,9 @@ def train_probes(
         pool, half = renders.at(step), batch_size // 2
         sharp = batch_of(pool[rng.sample(range(len(pool)), half)], rng, SOFTENED_SHARE)
         near = half // 2 if heads else 0
-        blurred = passed[rng.sample(range(len(passed)), batch_size - half - near)]
+        blurred = drawn(passed, batch_size - half - near, rng)
         if heads:
-            blurred = joined([blurred, heads[rng.sample(range(len(heads)), near)]])
+            blurred = joined([blurred, drawn(heads, near, rng)])
         parts = (sharp, batch_of(blurred, rng))
         both = Batch(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(sharp)})
         batch = spoil(both, rng).to(accelerator.device)
@@ -323,8 +358,7 @@ def validate(network: ProbeNetwork, examples: Examples) -> tuple[dict[str, float
     """Return the share of right guesses by attribute, and the similarity from which on two faces count as one."""
     network.eval()
     device = next(network.parameters()).device
-    video = examples.frames.permute(0, 4, 1, 2, 3)
-    parts = [network(part.to(device).float() / 127.5 - 1) for part in torch.split(video, 32)]
+    parts = [network(pixels_of(part.to(device))) for part in torch.split(examples.frames, 32)]
     outputs = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     right = {
         name: float((outputs[name].argmax(1) == examples.labels[:, at])[examples.single].float().mean())
@@ -336,14 +370,13 @@ def validate(network: ProbeNetwork, examples: Examples) -> tuple[dict[str, float
 
 
 def equal_error(looks: Tensor, truths: Tensor) -> tuple[float, float]:
-    """Return the equal error rate of telling same from different faces by their looks [N, D], and its threshold.
+    """Return the equal error rate of telling same from different faces by looks [N, 2, D], and its threshold.
 
     Every pair counts; `truths` [N, D] are equal for the same face. Without a pair of the same the rate is NaN.
     """
-    unit = nn.functional.normalize(looks, dim=1)
-    above = torch.triu_indices(len(unit), len(unit), 1)
-    similarity = (unit @ unit.T)[above[0], above[1]]
-    same = (truths[above[0]] == truths[above[1]]).all(1)
+    one, other = torch.triu_indices(len(looks), len(looks), 1)
+    similarity = face_similarity(looks[one], looks[other])
+    same = (truths[one] == truths[other]).all(1)
     if not same.any() or same.all():
         return float("nan"), 0.5
     candidates = similarity.sort().values

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanResidualBlock
 from torch import Tensor, nn
 
+from vgen.backbones.components import pixels_of
 from vgen.toyland.renderer import render
 from vgen.toyland.scene import sample_clips
 from vgen.training.loop import Budget, Progress, log, train
@@ -77,7 +78,7 @@ class Crops:
             y, x = (rng.randrange(length - side + 1) for length in self.pool.shape[2:4])
             clip = self.pool[rng.randrange(self.pool_clips)]
             crops.append(clip[first : first + num_frames, y : y + side, x : x + side])
-        return torch.stack(crops).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        return pixels_of(torch.stack(crops))
 
 
 class Rebuild(nn.Module):
@@ -166,7 +167,7 @@ def held_out_psnr(vae: AutoencoderKLWan, num_clips: int) -> float:
     """Return the PSNR in dB of whole held-out clips through the VAE, from the mean square error over all of them."""
     error, device = 0.0, vae.device
     for clip in islice(sample_clips(HELD_OUT_SEED), num_clips):
-        video = render([clip]).frames.permute(0, 4, 1, 2, 3).to(device) / 127.5 - 1
+        video = pixels_of(render([clip]).frames.to(device))
         with torch.autocast(device.type, torch.bfloat16):
             rebuilt = vae.decode(vae.encode(video).latent_dist.mode()).sample.float().clamp(-1, 1)
         error += float((rebuilt - video).square().mean())
