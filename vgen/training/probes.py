@@ -92,7 +92,7 @@ class Renders:
 
 
 def batch_of(examples: Examples, rng: random.Random, softened_share: float = 0.0) -> Batch:
-    """Return examples as a batch: mirrored, reversed in time, tinted, softened, each at random."""
+    """Return examples as a batch: mirrored, reversed, tinted, softened and frayed, each at random."""
     video = pixels_of(examples.frames).contiguous()
     labels, path, coverage = examples.labels.clone(), examples.path.clone(), examples.coverage.float() / 255
     for index in range(len(video)):
@@ -166,8 +166,8 @@ def fray(video: Tensor, rng: random.Random) -> Tensor:
     waver = nn.functional.interpolate(coarse * strength.view(1, 5, 1, 1), frames.shape[2:], mode="bicubic")
     straight = torch.eye(2, 3).expand(len(frames), 2, 3)
     grid = nn.functional.affine_grid(straight, list(frames.shape), align_corners=False)
-    grid = grid + waver[:, :2].permute(0, 2, 3, 1)
-    moved = nn.functional.grid_sample(frames, grid, padding_mode="border", align_corners=False)
+    wavering = grid + waver[:, :2].permute(0, 2, 3, 1)
+    moved = nn.functional.grid_sample(frames, wavering, padding_mode="border", align_corners=False)
     return (moved + waver[:, 2:]).transpose(0, 1)
 
 
@@ -300,7 +300,8 @@ def train_probes(
 
     Half of each batch are sharp renders, the other half come from `passed_clips` that went through the VAE in `vae`,
     and half of these from `passed_heads` where there are such: toy heads alone, as faces differ in more than all else
-    does. What went through the VAE is kept in `folder`. The run begins with the probes in `start`, where given.
+    does. Of both, clips that do one of OFTEN come more often. What went through the VAE is kept in `folder`. The run
+    begins with the probes in `start`, where given.
     Accuracy on clips of another seed is in the log.
     """
     folder.mkdir(parents=True, exist_ok=True)
