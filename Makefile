@@ -51,7 +51,7 @@ toyland: $(INSTALLED)
 	$(BIN)/vgen train export --vae runs/vae/vae --base runs/longer -o vgen/toyland/checkpoint
 
 probes: $(INSTALLED)
-	$(BIN)/vgen train probes --minutes 120 --passed-clips 2560 --passed-heads 4096 --decay 0.6 -o runs/probes
+	$(BIN)/vgen train probes --minutes 120 --passed-clips 2560 --passed-heads 4096 --passed-turns 3200 --decay 0.6 -o runs/probes
 	cp runs/probes/probes/* vgen/toyland/probes/
 	$(BIN)/python benchmarks/probes.py --clips 512 --heads 128 --folder runs/probes-test > runs/probes.json
 	mv runs/probes.json benchmarks/results/probes.json

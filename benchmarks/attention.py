@@ -3,12 +3,13 @@
     python benchmarks/attention.py > benchmarks/results/attention.json
     python benchmarks/attention.py --prompts 1 --steps 4 --only videos      # a trial
 
-Four parts, in this order; --only NAME chooses some of them:
+Five parts, in this order; --only NAME chooses some of them:
 
 * videos: Toyland's long clips (--shape, 2,000 tokens or more), a row for each method: their score by the probes, and
   against dense attention at the same seeds PSNR and SSIM, what was left out, what the masks recalled, and how much
   faster denoising and attention alone were, warm-up and searches included. Recall is measured at one step, the time
   of which is taken off.
+* images: the same with the first frame of each prompt's true clip as `--image`.
 * kernels: `vgen bench attention` at 8k and 16k tokens.
 * scaling: attention alone from 4k to 32k tokens.
 * blocks: `vgen bench attention --random-weights`, a block of a published model at 480p and 81 frames.
@@ -26,13 +27,14 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from toyland import cpu_name
 
 from vgen import attention, files, runtime
@@ -46,9 +48,11 @@ from vgen.pipelines.bench.attention import Shape, bench_attention, bench_block
 from vgen.pipelines.evaluate.scores import read_all, score
 from vgen.pipelines.run import Watch
 from vgen.request import GenerateRequest, Plan, plan
-from vgen.toyland.prompts import held_out, truth
+from vgen.toyland.prompts import Prompt, held_out, truth
+from vgen.toyland.renderer import render
 
 SEARCHED = "tile:plan"
+PARTS = ("videos", "images", "kernels", "scaling", "blocks")
 METHODS = (
     "dense",
     "adaspa:sparsity=0.8",
@@ -73,10 +77,20 @@ def kept(path: Path, measure: Callable[[], Any]) -> Any:
     return json.loads(path.read_text())
 
 
-def videos(folder: Path, shape: str, num_prompts: int, steps: int | None, threshold: float) -> dict[str, Any]:
-    """Return a row for each method, and the plan that was searched; `shape` is frames x height x width."""
+def videos(
+    folder: Path,
+    shape: str,
+    num_prompts: int,
+    steps: int | None,
+    threshold: float,
+    methods: Sequence[str],
+    *,
+    from_images: bool = False,
+) -> dict[str, Any]:
+    """Return a row for each method and the plan that was searched; `shape` is frames x height x width."""
     num_frames, height, width = map(int, shape.split("x"))
     checkpoint, watch, prompts = resolve("toyland"), Watch(), held_out()
+    pictures = folder / "first-frames"
 
     def planned(index: int, asked: str) -> Plan:
         return plan(
@@ -88,9 +102,20 @@ def videos(folder: Path, shape: str, num_prompts: int, steps: int | None, thresh
                 width=width,
                 num_inference_steps=steps,
                 attention=asked,
+                image=picture(prompts[index]) if from_images else None,
             ),
             checkpoint,
         )
+
+    def picture(prompt: Prompt) -> Path:
+        """Return the file of the first frame of a prompt's true clip."""
+        path = pictures / f"{prompts.index(prompt):03d}-{width}x{height}.png"
+        if not path.exists():
+            pictures.mkdir(parents=True, exist_ok=True)
+            frame = render([prompt.clip], num_frames=1, height=height, width=width).frames[0, 0]
+            with files.atomic(path) as part:
+                Image.fromarray(frame.numpy()).save(part)
+        return path
 
     num_steps = planned(0, "dense").num_inference_steps
     folder = folder / f"{shape}-{num_steps}-steps"
@@ -126,7 +151,7 @@ def videos(folder: Path, shape: str, num_prompts: int, steps: int | None, thresh
             return {"frames": torch.from_numpy(loaded["frames"]), **json.loads(str(loaded["told"]))}
 
     # Prompt by prompt, so that what is there when a run is stopped is as much of every method.
-    rows = [{method: made(index, method) for method in METHODS} for index in range(num_prompts)]
+    rows = [{method: made(index, method) for method in methods} for index in range(num_prompts)]
     truths = [truth(prompt.clip) for prompt in prompts[:num_prompts]]
     fps = planned(0, "dense").fps
     return {
@@ -139,7 +164,7 @@ def videos(folder: Path, shape: str, num_prompts: int, steps: int | None, thresh
         "methods": {
             method: row([one[method] for one in rows], [one["dense"] for one in rows])
             | {"score": score(read_all([one[method]["frames"].numpy() for one in rows], fps), truths)}
-            for method in METHODS
+            for method in methods
         },
     }
 
@@ -234,12 +259,13 @@ def main() -> None:
     parser.add_argument("--shape", default=SHAPE, help="Frames x height x width of the videos.")
     parser.add_argument("--steps", type=int, help="Denoising steps of the videos. Default: the model's.")
     parser.add_argument("--threshold", type=float, default=0.01, help="Of the search for tile:plan.")
+    parser.add_argument("--method", action="append", choices=METHODS, help="Of videos and images, besides dense.")
     parser.add_argument("--tokens", type=int, action="append", help="Of kernels; repeat it. Default: 8192 and 16384.")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", action="append", choices=("videos", "kernels", "scaling", "blocks"))
+    parser.add_argument("--only", action="append", choices=PARTS)
     parser.add_argument("--folder", type=Path, default=Path("runs/attention"))
     asked = parser.parse_args()
-    parts = asked.only or ("videos", "kernels", "scaling", "blocks")
+    parts = asked.only or PARTS
     chosen = runtime.choose()
     found: dict[str, Any] = {
         "machine": f"{cpu_name()}, {os.cpu_count()} processors, {torch.get_num_threads()} threads, "
@@ -248,8 +274,18 @@ def main() -> None:
         "kernel": kernels.bound(kernels.choose("auto", chosen.device, 64)),
     }
     folder: Path = asked.folder
+    long = functools.partial(
+        videos,
+        shape=asked.shape,
+        num_prompts=asked.prompts,
+        steps=asked.steps,
+        threshold=asked.threshold,
+        methods=[name for name in METHODS if name == "dense" or name in (asked.method or METHODS)],
+    )
     if "videos" in parts:
-        found["videos"] = videos(folder / "videos", asked.shape, asked.prompts, asked.steps, asked.threshold)
+        found["videos"] = long(folder / "videos")
+    if "images" in parts:
+        found["images"] = long(folder / "images", from_images=True)
     if "kernels" in parts:
         found["kernels"] = kernel_rows(folder / "kernels", asked.tokens or [8192, 16384], asked.repeats)
     if "scaling" in parts:

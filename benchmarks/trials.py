@@ -1,6 +1,7 @@
 """Small trials of what the base model's training has chosen: the DiT's size, latents, optimiser, rate and batch.
 
     python benchmarks/trials.py --minutes 3 -o trials
+    python benchmarks/trials.py --minutes 4 --only "AdamW 2e-3" --only "Muon 4e-3"
 
 Each trial trains a DiT from nothing on the same rendered images, for `--minutes` of its own. They take turns of a few
 seconds, so that whatever else the machine does slows all of them. Prints one JSON object: for each its steps, its loss
@@ -82,7 +83,7 @@ class Trial:
 
 
 TRIALS = {
-    "as chosen: width 256, 6 layers, Muon 2e-3, 48 images": Trial(),
+    "as chosen": Trial(),  # width 256, 6 layers, Muon 2e-3, 48 images
     "width 192": Trial(heads=3),
     "width 384": Trial(heads=6),
     "3 layers": Trial(layers=3),
@@ -171,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=3.0, help="of training, for each trial")
     parser.add_argument("-o", "--output", type=Path, default=Path("trials"), help="the folder of the encoded images")
+    parser.add_argument("--only", action="append", choices=TRIALS, help="trials beside the one as chosen")
     options = parser.parse_args()
     folder = checkpoints.resolve("toyland").folder
     assert folder is not None
@@ -187,6 +189,8 @@ def main() -> None:
     budget = Budget(minutes=options.minutes, warmup_steps=WARMUP_STEPS)
     runs = {}
     for name, trial in TRIALS.items():
+        if options.only and name not in ("as chosen", *options.only):
+            continue
         torch.manual_seed(0)
         encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         model = TextToVelocity(encoder, WanTransformer3DModel(**trial.config)).train()

@@ -176,8 +176,9 @@ def probes(
     passed_clips: Annotated[
         int, typer.Option(min=2, help="Clips to pass through the VAE once, and keep: half a second each.")
     ] = 1024,
-    passed_heads: Annotated[
-        int, typer.Option(min=0, help="Clips of toy heads to pass through it as well: a quarter of each step.")
+    passed_heads: Annotated[int, typer.Option(min=0, help="Clips of toy heads to pass through it as well.")] = 0,
+    passed_turns: Annotated[
+        int, typer.Option(min=0, help="Clips of solids that spin or stay to pass through it as well.")
     ] = 0,
     batch_size: Annotated[int, typer.Option(min=2, help="Clips in a step, half of them fresh renders.")] = 32,
     learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of the kernels' Muon.")] = 1.5e-2,
@@ -207,6 +208,7 @@ def probes(
         budget=Budget(minutes=minutes, steps=steps, save_minutes=save_minutes, warmup_steps=50, decay_share=decay),
         passed_clips=passed_clips,
         passed_heads=passed_heads,
+        passed_turns=passed_turns,
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from vgen.errors import VgenError
 from vgen.toyland import looks, probes
 from vgen.toyland.probes import LOOK_FRAMES, NUM_FRAMES, VERDICTS, face_similarity
 from vgen.toyland.prompts import ATTRIBUTES, identity_of
+from vgen.toyland.scene import SHAPES
 from vgen.training import passed
 from vgen.training import probes as training
 from vgen.training.loop import Budget
@@ -100,17 +102,16 @@ def test_the_order_of_what_only_turns_is_not_asked_for() -> None:
         assert (torch.cat(verdicts)[readable][:, VERDICTS.index("order")] == 0).any() == asked
 
 
-def test_actions_that_are_told_apart_worst_are_drawn_more_often() -> None:
-    some = examples()
-    column = list(ATTRIBUTES).index("action")
-    some.labels[:, column] = torch.arange(len(some)) % len(ATTRIBUTES["action"])
-    often = [ATTRIBUTES["action"].index(name) for name in training.OFTEN]
-
-    def share(labels: torch.Tensor) -> float:
-        return float(torch.isin(labels[:, column], torch.tensor(often)).float().mean())
-
-    before, after = share(some.labels), share(training.drawn(some, 400, random.Random(0)).labels)
-    assert after / (1 - after) == pytest.approx(training.OFTEN_TIMES * before / (1 - before), rel=0.35)
+def test_turns_are_of_solids_that_spin_or_stay_and_mostly_hard_to_tell() -> None:
+    clips = list(islice(passed.turn_clips(5), 300))
+    subjects = [clip.subjects[0] for clip in clips]
+    actions = Counter(subject.action for subject in subjects)
+    assert set(actions) == {"spins", "stays"} and min(actions.values()) > 100
+    assert not any(subject.shape == "head" or subject.identity for subject in subjects)
+    assert {subject.shape for subject in subjects} == set(SHAPES)
+    hard = [subject for subject in subjects if subject.size == "small" and subject.shape in ("cone", "cylinder")]
+    assert len(hard) > len(subjects) / 2
+    assert clips[:3] == list(islice(passed.turn_clips(5), 3))
 
 
 def test_equal_error_of_faces() -> None:
@@ -162,6 +163,7 @@ def test_a_small_run_goes_on_and_its_probes_load(tmp_path: Path) -> None:
         "vae": tmp_path / "vae",
         "passed_clips": 3,
         "passed_heads": 2,
+        "passed_turns": 2,
         "validation_clips": 2,
         "pool_clips": 4,
         "batch_size": 4,

@@ -18,7 +18,7 @@ from vgen.toyland.looks import LOOK_SIZE, look
 from vgen.toyland.probes import ATTENTION_SIDE, LOOK_FRAMES, NUM_FRAMES, SECONDS, SIDE
 from vgen.toyland.prompts import ATTRIBUTES, even_clips, identity_of, truth
 from vgen.toyland.renderer import Rendered, render
-from vgen.toyland.scene import Clip
+from vgen.toyland.scene import Clip, start_place
 from vgen.training import codec
 from vgen.training.latents import require_made_by
 
@@ -92,6 +92,18 @@ def head_pairs(seed: int) -> Iterator[Clip]:
         for one in (clip, other):
             face = replace(one.subjects[0], shape="head", colour=head.colour, identity=identity)
             yield replace(one, subjects=(face,))
+
+
+def turn_clips(seed: int) -> Iterator[Clip]:
+    """Yield clips of solids that spin or stay, small cones and cylinders above all: their spin shows least."""
+    rng = random.Random(f"turns/{seed}")
+    for index, clip in enumerate(even_clips(seed)):
+        subject = clip.subjects[0]
+        shape = rng.choice(("cone", "cylinder")) if subject.shape == "head" or index % 2 else subject.shape
+        size = "small" if index % 3 else subject.size
+        place = start_place(rng, action := rng.choice(("spins", "stays")))
+        solid = replace(subject, shape=shape, size=size, actions=((0.0, action),), place=place, identity=())
+        yield replace(clip, subjects=(solid,))
 
 
 def batched(clips: Iterator[Clip], size: int) -> Iterator[tuple[Clip, ...]]:

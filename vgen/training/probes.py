@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from vgen.backbones.components import pixels_of
 from vgen.toyland import probes
 from vgen.toyland.probes import NEEDS, NUM_FRAMES, SIDE, VERDICTS, ProbeNetwork, face_similarity
 from vgen.toyland.prompts import ATTRIBUTES
+from vgen.toyland.scene import Clip
 from vgen.training.loop import Budget, Progress, log, train
 from vgen.training.muon import Muon
 from vgen.training.passed import (
@@ -26,6 +28,7 @@ from vgen.training.passed import (
     passed_set,
     probe_clips,
     rendered_examples,
+    turn_clips,
 )
 
 POOL_CLIPS = 384  # sharp renders in memory
@@ -38,8 +41,7 @@ FRAYED_SHARE = 0.3  # of all clips: outlines and colours that waver, as those of
 # The points of this wavering along a side, and how far (a deviation, in pixels) and how strong it is at the most.
 FRAY_GRID, FRAY_PIXELS, FRAY_STAINS = 17, 2.0, 0.05
 CUT_SHARE = 0.05  # ends before two seconds
-OFTEN = ("spins", "stays")  # told apart worst: clips after the VAE that do so are drawn OFTEN_TIMES as often
-OFTEN_TIMES = 3
+TURN_EVERY = 3  # of the sharp clips, one of those whose spin shows least
 
 REVERSED = {
     "moves left": "moves right", "comes closer": "goes away", "rises": "falls", "dolly in": "dolly out",
@@ -72,7 +74,8 @@ class Renders:
     """A pool of sharp clips that moves on by FRESH_CLIPS at every step, wherever a run begins or goes on."""
 
     def __init__(self, seed: int, pool_clips: int) -> None:
-        self.clips = probe_clips(seed)
+        clips = enumerate(zip(probe_clips(seed), turn_clips(seed), strict=False))
+        self.clips: Iterator[Clip] = (turn if index % TURN_EVERY == 0 else clip for index, (clip, turn) in clips)
         self.pool_clips = pool_clips
         self.pool: Examples | None = None
         self.rendered = 0
@@ -189,14 +192,6 @@ def spoil(batch: Batch, rng: random.Random) -> Batch:
     return replace(batch, video=video, verdicts=verdicts)
 
 
-def drawn(examples: Examples, count: int, rng: random.Random) -> Examples:
-    """Return `count` of the examples at random, those whose action is one of OFTEN more often."""
-    action = examples.labels[:, list(ATTRIBUTES).index("action")]
-    often = torch.isin(action, torch.tensor([ATTRIBUTES["action"].index(name) for name in OFTEN]))
-    weights = torch.where(often, OFTEN_TIMES, 1).tolist()
-    return examples[rng.choices(range(len(examples)), weights, k=count)]
-
-
 def disorder(rng: random.Random) -> list[int]:
     """Return frame numbers in an order that is neither forwards nor backwards, nor nearly so."""
     while True:
@@ -290,6 +285,7 @@ def train_probes(
     start: Path | None = None,
     passed_clips: int = 512,
     passed_heads: int = 0,
+    passed_turns: int = 0,
     batch_size: int = 32,
     learning_rate: float = 1.5e-2,
     seed: int = 0,
@@ -298,24 +294,26 @@ def train_probes(
 ) -> ProbeNetwork:
     """Train in `folder` and return the averaged network; `folder`/probes holds it for `probes.load`.
 
-    Half of each batch are sharp renders, the other half come from `passed_clips` that went through the VAE in `vae`,
-    and half of these from `passed_heads` where there are such: toy heads alone, as faces differ in more than all else
-    does. Of both, clips that do one of OFTEN come more often. What went through the VAE is kept in `folder`. The run
-    begins with the probes in `start`, where given.
-    Accuracy on clips of another seed is in the log.
+    Half of each batch are sharp renders, the other half went through the VAE in `vae`: in equal parts `passed_clips`,
+    and where there are such `passed_heads`, toy heads alone, as faces differ in more than all else does, and
+    `passed_turns`, solids that spin or stay, which are told apart worst. What went through the VAE is kept in
+    `folder`. The run begins with the probes in `start`, where given. Accuracy on clips of another seed is in the log.
     """
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(mixed_precision="bf16")
     with accelerator.main_process_first():  # the others find what it has made
-        passed = passed_set(folder, vae, list(islice(probe_clips(TRAINING_SEED), passed_clips)), name="training")
-        clips = list(islice(head_pairs(TRAINING_SEED), passed_heads))
-        heads = passed_set(folder, vae, clips, name="heads") if clips else None
+        kinds = {
+            "training": list(islice(probe_clips(TRAINING_SEED), passed_clips)),
+            "heads": list(islice(head_pairs(TRAINING_SEED), passed_heads)),
+            "turns": list(islice(turn_clips(TRAINING_SEED), passed_turns)),
+        }
+        passed = {name: passed_set(folder, vae, clips, name=name) for name, clips in kinds.items() if clips}
         clips = list(islice(probe_clips(VALIDATION_SEED), validation_clips))
         unseen = passed_set(folder, vae, clips, name="validation")
     torch.manual_seed(seed)
     network = probes.load(start).network.train().requires_grad_(True) if start else ProbeNetwork()
-    mean = passed.path[passed.single].mean(0)
-    deviation = passed.path[passed.single].std(0).clamp(min=0.05)
+    paths = passed["training"].path[passed["training"].single]
+    mean, deviation = paths.mean(0), paths.std(0).clamp(min=0.05)
     own_seed = seed * accelerator.num_processes + accelerator.process_index
     renders = Renders(own_seed, pool_clips)
 
@@ -323,10 +321,10 @@ def train_probes(
         rng = random.Random(f"{own_seed}/{step}")
         pool, half = renders.at(step), batch_size // 2
         sharp = batch_of(pool[rng.sample(range(len(pool)), half)], rng, SOFTENED_SHARE)
-        near = half // 2 if heads else 0
-        blurred = drawn(passed, batch_size - half - near, rng)
-        if heads:
-            blurred = joined([blurred, drawn(heads, near, rng)])
+        count = batch_size - half
+        sizes = [count * (at + 1) // len(passed) - count * at // len(passed) for at in range(len(passed))]
+        picks = zip(passed.values(), sizes, strict=True)
+        blurred = joined([kept[rng.choices(range(len(kept)), k=size)] for kept, size in picks])
         parts = (sharp, batch_of(blurred, rng))
         both = Batch(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(sharp)})
         batch = spoil(both, rng).to(accelerator.device)
