@@ -74,8 +74,10 @@ class Renders:
     """A pool of sharp clips that moves on by FRESH_CLIPS at every step, wherever a run begins or goes on."""
 
     def __init__(self, seed: int, pool_clips: int) -> None:
-        clips = enumerate(zip(probe_clips(seed), turn_clips(seed), strict=False))
-        self.clips: Iterator[Clip] = (turn if index % TURN_EVERY == 0 else clip for index, (clip, turn) in clips)
+        turns = turn_clips(seed)
+        self.clips: Iterator[Clip] = (
+            next(turns) if index % TURN_EVERY == 0 else clip for index, clip in enumerate(probe_clips(seed))
+        )
         self.pool_clips = pool_clips
         self.pool: Examples | None = None
         self.rendered = 0
