@@ -34,10 +34,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from toyland import cpu_name
 
-from vgen import attention, files, runtime
+from vgen import attention, files, runtime, video
 from vgen.attention import kernels
 from vgen.attention.patterns import Site
 from vgen.checkpoints import resolve
@@ -48,7 +47,7 @@ from vgen.pipelines.bench.attention import Shape, bench_attention, bench_block
 from vgen.pipelines.evaluate.scores import read_all, score
 from vgen.pipelines.run import Watch
 from vgen.request import GenerateRequest, Plan, plan
-from vgen.toyland.prompts import Prompt, held_out, truth
+from vgen.toyland.prompts import held_out, truth
 from vgen.toyland.renderer import render
 
 SEARCHED = "tile:plan"
@@ -102,20 +101,20 @@ def videos(
                 width=width,
                 num_inference_steps=steps,
                 attention=asked,
-                image=picture(prompts[index]) if from_images else None,
+                image=picture(index) if from_images else None,
             ),
             checkpoint,
         )
 
-    def picture(prompt: Prompt) -> Path:
+    def picture(index: int) -> Path:
         """Return the file of the first frame of a prompt's true clip."""
-        path = pictures / f"{prompts.index(prompt):03d}-{width}x{height}.png"
+        number = index % len(prompts)
+        path = pictures / f"{number:03d}-{width}x{height}.png"
         if not path.exists():
             pictures.mkdir(parents=True, exist_ok=True)
-            frame = render([prompt.clip], num_frames=1, height=height, width=width).frames[0, 0]
-            with files.atomic(path) as part:
-                Image.fromarray(frame.numpy()).save(part)
-        return path
+            first = render([prompts[number].clip], num_frames=1, height=height, width=width).frames[0]
+            video.save(first.numpy(), path, fps=1)
+        return path / "00000.png"
 
     num_steps = planned(0, "dense").num_inference_steps
     folder = folder / f"{shape}-{num_steps}-steps"
@@ -133,20 +132,20 @@ def videos(
             sparse = text_to_video.sparse_attention(wanted, backbone)
             assert sparse is not None
             sparse.measured_steps = frozenset({num_steps - 1})
-            video = text_to_video.generate(wanted, backbone, sparse=sparse)
+            generation = text_to_video.generate(wanted, backbone, sparse=sparse)
             recalls = [one for found in sparse.account.recalls.values() for one in found]
             told = {
                 "kernel": sparse.bound,
                 "sparsity": sparse.account.sparsity,
                 "sparsity_when_sparse": sparse.account.sparsity_when_sparse,
                 "recall": statistics.mean(recalls) if recalls else None,
-                "denoise_s": video.timings["denoise"] - sparse.account.measuring,
+                "denoise_s": generation.timings["denoise"] - sparse.account.measuring,
                 "attention_s": sparse.account.seconds,
             }
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.atomic(path) as part, part.open("wb") as stream:
-                np.savez_compressed(stream, frames=video.frames, told=json.dumps(told))
-            print(f"{path}: {sum(video.timings.values()):.0f} s", file=sys.stderr, flush=True)
+                np.savez_compressed(stream, frames=generation.frames, told=json.dumps(told))
+            print(f"{path}: {sum(generation.timings.values()):.0f} s", file=sys.stderr, flush=True)
         with np.load(path) as loaded:
             return {"frames": torch.from_numpy(loaded["frames"]), **json.loads(str(loaded["told"]))}
 
