@@ -44,7 +44,7 @@ from vgen.metrics.fidelity import psnr, ssim
 from vgen.pipelines import run, text_to_video, tile_search
 from vgen.pipelines.bench import in_turns
 from vgen.pipelines.bench.attention import Shape, bench_attention, bench_block
-from vgen.pipelines.evaluate.scores import read_all, score
+from vgen.pipelines.evaluate.scores import all_right, gained, read_all, score
 from vgen.pipelines.run import Watch
 from vgen.request import GenerateRequest, Plan, plan
 from vgen.toyland.prompts import held_out, truth
@@ -60,7 +60,7 @@ METHODS = (
     "radial",
     "sliding-tile",
 )
-SHAPE = "129x128x128"  # 33 latent frames of 8 x 8 tokens: 2,112
+SHAPE = "33x240x240"  # 9 latent frames of 15 x 15 tokens: 2,025
 GRIDS = ((16, 16, 16), (32, 16, 16), (64, 16, 16), (128, 16, 16))  # 4k to 32k tokens
 MODELS = ("wan2.1-1.3b", "hunyuanvideo")
 HEADS = 4  # of kernels and scaling: the time of each head is the same
@@ -153,6 +153,8 @@ def videos(
     rows = [{method: made(index, method) for method in methods} for index in range(num_prompts)]
     truths = [truth(prompt.clip) for prompt in prompts[:num_prompts]]
     fps = planned(0, "dense").fps
+    read = {method: read_all([one[method]["frames"].numpy() for one in rows], fps) for method in methods}
+    right = {method: all_right(readings, truths) for method, readings in read.items()}
     return {
         "shape": shape,
         "tokens": list(backbone.token_grid(num_frames, height, width)),
@@ -162,7 +164,7 @@ def videos(
         "searched": [layer["global"] for layer in searched["layers"]],
         "methods": {
             method: row([one[method] for one in rows], [one["dense"] for one in rows])
-            | {"score": score(read_all([one[method]["frames"].numpy() for one in rows], fps), truths)}
+            | {"score": score(read[method], truths), **gained(right[method], right["dense"])}
             for method in methods
         },
     }

@@ -19,7 +19,6 @@ import argparse
 import functools
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import sys
@@ -40,7 +39,7 @@ from vgen.compiling import compile_blocks
 from vgen.metrics.fidelity import psnr, ssim
 from vgen.pipelines import quantize as pipeline
 from vgen.pipelines import text_to_video
-from vgen.pipelines.evaluate.scores import read_all, share
+from vgen.pipelines.evaluate.scores import deviation, gained, read_all, share
 from vgen.pipelines.run import Watch
 from vgen.quantization import export
 from vgen.quantization import request as quantizing
@@ -182,7 +181,6 @@ def report(found: dict[str, dict[int, dict[str, Any]]], num_prompts: int, compil
     rows: dict[str, Any] = {}
     for name, lines in found.items() if prompts else ():
         scores = {what: share(right[name][index][what] for index in prompts) for what in ATTRIBUTES}
-        gained = [after - before for after, before in zip(joint[name], joint[ORIGINAL], strict=True)]
         both = [lines[index] for index in prompts]
         rows[name] = {
             "scheme": {**ROWS, **BETWEEN}[name],
@@ -193,9 +191,7 @@ def report(found: dict[str, dict[int, dict[str, Any]]], num_prompts: int, compil
         }
         if name != ORIGINAL:
             rows[name] |= {
-                "joint_gained": round(sum(gained) / len(gained), 4),
-                "joint_gained_error": round(deviation(gained), 4),
-                "gained_and_lost": [gained.count(1), gained.count(-1)],
+                **gained(joint[name], joint[ORIGINAL]),
                 "psnr": round(sum(line["psnr"] for line in both) / len(both), 2),
                 "ssim": round(sum(line["ssim"] for line in both) / len(both), 4),
             }
@@ -204,12 +200,6 @@ def report(found: dict[str, dict[int, dict[str, Any]]], num_prompts: int, compil
     weights = next(file["sha256"] for file in model["files"] if file["path"].startswith("transformer/diffusion"))
     told = {"machine": machine, "transformer_sha256": weights, "compiled": compiled, "prompts": len(prompts)}
     return {**told, "rows": rows}
-
-
-def deviation(values: Sequence[float]) -> float:
-    """Return the standard error of the mean of values; of shares it is the binomial one."""
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values)) / len(values)
 
 
 def table(told: dict[str, Any]) -> Iterator[str]:
@@ -221,8 +211,8 @@ def table(told: dict[str, Any]) -> Iterator[str]:
         joint = f"{100 * found['score']['joint']:.1f} ± {100 * found['joint_error']:.1f}"
         against = ["", "", ""]
         if name != ORIGINAL:
-            gained = f"{100 * found['joint_gained']:+.1f} ± {100 * found['joint_gained_error']:.1f}"
-            against = [gained, f"{found['psnr']:.1f}", f"{found['ssim']:.3f}"]
+            change = f"{100 * found['joint_gained']:+.1f} ± {100 * found['joint_gained_error']:.1f}"
+            against = [change, f"{found['psnr']:.1f}", f"{found['ssim']:.3f}"]
         yield f"| {' | '.join([name, size, joint, *against])} |"
 
 

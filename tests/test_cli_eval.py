@@ -34,6 +34,17 @@ def test_scores_count_what_is_read_and_right() -> None:
     assert scores.floor(readings, truths)["camera"] == pytest.approx(shuffled, abs=1e-4)  # type: ignore[arg-type]
 
 
+def test_what_is_gained_has_the_error_of_the_videos_that_differ() -> None:
+    before, after = [True] * 6 + [False] * 4, [True] * 5 + [False] + [True, True] + [False] * 2
+    told = scores.gained(after, before)
+    assert told == {
+        "joint_gained": 0.1,
+        "joint_gained_error": 0.1703,
+        "gained_and_lost": [2, 1],
+    }
+    assert scores.gained(before, before)["joint_gained_error"] == 0
+
+
 def test_eval_makes_reads_reports_and_goes_on(tiny_expanded: Path, tmp_path: Path) -> None:
     folder = tmp_path / "score"
     command = ["eval", "--model", str(tiny_expanded), "-n", "2", "--steps", "1", "-o", str(folder), "--device", "cpu"]

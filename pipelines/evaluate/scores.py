@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vgen.toyland.prompts import ATTRIBUTES
 
@@ -28,9 +28,32 @@ def read_all(videos: Sequence[Frames], fps: float) -> list[Readings]:
 def score(readings: Sequence[Readings], truths: Sequence[dict[str, str]]) -> dict[str, float]:
     """Return the share of videos in which each attribute is read and right, and all of them are (`joint`)."""
     pairs = list(zip(readings, truths, strict=True))
-    right = [{name: reading[name] == told[name] for name in ATTRIBUTES} for reading, told in pairs]
-    shares = {name: share(one[name] for one in right) for name in ATTRIBUTES}
-    return {**shares, "joint": share(all(one.values()) for one in right)}
+    shares = {name: share(reading[name] == told[name] for reading, told in pairs) for name in ATTRIBUTES}
+    return {**shares, "joint": share(all_right(readings, truths))}
+
+
+def all_right(readings: Sequence[Readings], truths: Sequence[dict[str, str]]) -> list[bool]:
+    """Return for each video whether everything in it is read and right."""
+    return [all(one[name] == told[name] for name in ATTRIBUTES) for one, told in zip(readings, truths, strict=True)]
+
+
+def gained(after: Sequence[bool], before: Sequence[bool]) -> dict[str, Any]:
+    """Return what is gained in the share of right videos, of the same prompts made in two ways.
+
+    Its standard error is that of the videos on which the two disagree, smaller than that of either share.
+    """
+    change = [int(one) - int(two) for one, two in zip(after, before, strict=True)]
+    return {
+        "joint_gained": round(sum(change) / len(change), 4),
+        "joint_gained_error": round(deviation(change), 4),
+        "gained_and_lost": [change.count(1), change.count(-1)],
+    }
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Return the standard error of the mean of values; of shares it is the binomial one."""
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values)) / len(values)
 
 
 def floor(readings: Sequence[Readings], truths: Sequence[dict[str, str]]) -> dict[str, float]:
