@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast
 from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
@@ -51,6 +52,7 @@ STATISTICS = "latents.json"  # the latents' means and divisors, in a run's folde
 HISTORY = "history"  # the weights of every save, in a run's folder
 # Of inductor, on CPUs. Its matcher would make the fused kernel again of attention that is products.
 COMPILED = {**OPTIONS, "pattern_matcher": False}
+RECOMPILE_LIMIT = 64  # of dynamo: several shapes, with known tokens and without, by each of the paddings
 PADDINGS = (48,) * 9 + (64, 512)  # lengths that prompts are padded to; stock pipelines use 512
 
 
@@ -298,7 +300,7 @@ def train_base(
     on_cpu = accelerator.device.type == "cpu"
     if compile_blocks:
         model.transformer.compile_repeated_blocks(options=COMPILED if on_cpu else OPTIONS)
-    with attention_by_products() if on_cpu else nullcontext():
+    with attention_by_products() if on_cpu else nullcontext(), dynamo.patch(recompile_limit=RECOMPILE_LIMIT):
         trained = train(
             model, optimizers, loss_of, folder=folder, budget=budget, accelerator=accelerator, on_save=on_save
         )
