@@ -39,7 +39,7 @@ from vgen.compiling import compile_blocks
 from vgen.metrics.fidelity import psnr, ssim
 from vgen.pipelines import quantize as pipeline
 from vgen.pipelines import text_to_video
-from vgen.pipelines.evaluate.scores import deviation, gained, read_all, share
+from vgen.pipelines.evaluate.scores import all_right, deviation, gained, read_all, score
 from vgen.pipelines.run import Watch
 from vgen.quantization import export
 from vgen.quantization import request as quantizing
@@ -48,7 +48,7 @@ from vgen.quantization.request import QuantizePlan, QuantizeRequest
 from vgen.request import Plan
 from vgen.sampling import SAMPLERS
 from vgen.sampling.guidance import classifier_free
-from vgen.toyland.prompts import ATTRIBUTES, held_out, truth
+from vgen.toyland.prompts import held_out, truth
 
 ORIGINAL = "bfloat16"
 ROWS = {
@@ -171,27 +171,23 @@ def report(found: dict[str, dict[int, dict[str, Any]]], num_prompts: int, compil
     """Return the table, of the prompts of which all rows have a video."""
     shared = set(range(num_prompts)).intersection(*(lines.keys() for lines in found.values()))
     prompts = sorted(shared)
-    truths = {index: truth(prompt.clip) for index, prompt in enumerate(held_out())}
-    right = {
-        name: {index: {what: line["reading"][what] == truths[index][what] for what in ATTRIBUTES}
-               for index, line in lines.items() if index in shared}
-        for name, lines in found.items()
-    }  # fmt: skip
-    joint = {name: [all(right[name][index].values()) for index in prompts] for name in found}
+    clips = held_out()
+    truths = [truth(clips[index].clip) for index in prompts]
+    readings = {name: [lines[index]["reading"] for index in prompts] for name, lines in found.items()}
+    right = {name: all_right(readings[name], truths) for name in found}
     rows: dict[str, Any] = {}
     for name, lines in found.items() if prompts else ():
-        scores = {what: share(right[name][index][what] for index in prompts) for what in ATTRIBUTES}
         both = [lines[index] for index in prompts]
         rows[name] = {
             "scheme": {**ROWS, **BETWEEN}[name],
             "layers_share": round(both[0]["share"], 4),
             "bits_per_weight": round(16 * both[0]["share"], 3),
-            "score": {**scores, "joint": share(joint[name])},
-            "joint_error": round(deviation(joint[name]), 4),
+            "score": score(readings[name], truths),
+            "joint_error": round(deviation(right[name]), 4),
         }
         if name != ORIGINAL:
             rows[name] |= {
-                **gained(joint[name], joint[ORIGINAL]),
+                **gained(right[name], right[ORIGINAL]),
                 "psnr": round(sum(line["psnr"] for line in both) / len(both), 2),
                 "ssim": round(sum(line["ssim"] for line in both) / len(both), 4),
             }

@@ -27,11 +27,11 @@ def test_scores_count_what_is_read_and_right() -> None:
     truths = [truth(prompt.clip) for prompt in held_out()[:3]]
     readings = [Said(told) for told in truths]
     readings[1]["colour"] = "none of them"
-    found = scores.score(readings, truths)  # type: ignore[arg-type]
+    found = scores.score(readings, truths)
     assert found == dict.fromkeys(ATTRIBUTES, 1.0) | {"colour": 0.6667, "joint": 0.6667}
     pairs = [(one, two) for one in truths for two in truths if one is not two]
     shuffled = sum(one["camera"] == two["camera"] for one, two in pairs) / len(pairs)
-    assert scores.floor(readings, truths)["camera"] == pytest.approx(shuffled, abs=1e-4)  # type: ignore[arg-type]
+    assert scores.floor(readings, truths)["camera"] == pytest.approx(shuffled, abs=1e-4)
 
 
 def test_what_is_gained_has_the_error_of_the_videos_that_differ() -> None:

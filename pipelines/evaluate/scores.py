@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vgen.toyland.prompts import ATTRIBUTES
 
@@ -16,6 +16,12 @@ COLUMNS = (*ATTRIBUTES, "joint", "flicker")
 READ_AT_ONCE = 16  # videos
 
 
+class Reading(Protocol):
+    """What is read of each attribute of one video, None where it is unreadable: the probes' or what was kept of it."""
+
+    def __getitem__(self, attribute: str, /) -> str | None: ...
+
+
 def read_all(videos: Sequence[Frames], fps: float) -> list[Readings]:
     """Return the probes' readings of videos."""
     from vgen.toyland import probes
@@ -25,14 +31,14 @@ def read_all(videos: Sequence[Frames], fps: float) -> list[Readings]:
     return [reading for group in groups for reading in shipped.read(group, fps)]
 
 
-def score(readings: Sequence[Readings], truths: Sequence[dict[str, str]]) -> dict[str, float]:
+def score(readings: Sequence[Reading], truths: Sequence[dict[str, str]]) -> dict[str, float]:
     """Return the share of videos in which each attribute is read and right, and all of them are (`joint`)."""
     pairs = list(zip(readings, truths, strict=True))
     shares = {name: share(reading[name] == told[name] for reading, told in pairs) for name in ATTRIBUTES}
     return {**shares, "joint": share(all_right(readings, truths))}
 
 
-def all_right(readings: Sequence[Readings], truths: Sequence[dict[str, str]]) -> list[bool]:
+def all_right(readings: Sequence[Reading], truths: Sequence[dict[str, str]]) -> list[bool]:
     """Return for each video whether everything in it is read and right."""
     return [all(one[name] == told[name] for name in ATTRIBUTES) for one, told in zip(readings, truths, strict=True)]
 
@@ -56,7 +62,7 @@ def deviation(values: Sequence[float]) -> float:
     return math.sqrt(sum((value - mean) ** 2 for value in values)) / len(values)
 
 
-def floor(readings: Sequence[Readings], truths: Sequence[dict[str, str]]) -> dict[str, float]:
+def floor(readings: Sequence[Reading], truths: Sequence[dict[str, str]]) -> dict[str, float]:
     """Return the score of the readings against every other prompt's truth: what a model gets that reads no prompt."""
     pairs = [(one, two) for one in range(len(truths)) for two in range(len(truths)) if one != two]
     return score([readings[one] for one, _ in pairs], [truths[two] for _, two in pairs])
