@@ -1,16 +1,21 @@
 """Block-sparse attention and AdaSpa's search as Triton kernels, for CUDA GPUs.
 
-Both go over the key blocks of one block of queries. `TRITON_INTERPRET=1` runs them on a CPU, for tests.
+Both go over the key blocks of one block of queries. `TRITON_INTERPRET=1` runs them on a CPU, for tests, which also
+compile them for GPUs that are not there.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 from vgen.attention.blocks import BlockMask, Layout
+from vgen.errors import VgenError
 
 LOG2_E = 1.4426950408889634
 
@@ -26,7 +31,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> Te
         kept = kept.expand(batch, heads, -1, -1)
     starts, keys = mask.rows if kept is mask.kept else BlockMask(kept=kept, layout=mask.layout).rows
     out = torch.empty_like(q)
-    _attend[(blocks, batch * heads)](
+    _launch(
+        _attend,
+        (blocks, batch * heads),
         q,
         k,
         v,
@@ -38,11 +45,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> Te
         length,
         blocks,
         SHARED=shared,
-        B=b,
-        D=dim,
-        WIDTH=max(16, triton.next_power_of_2(dim)),
-        num_warps=4 if b <= 64 else 8,
-        num_stages=3,
+        **tile(b, dim, q.dtype),
     )
     return out
 
@@ -56,7 +59,9 @@ def block_mass(q: Tensor, k: Tensor, layout: Layout, scale: float, lse: Tensor) 
     batch, heads, length, dim = q.shape
     blocks, b = layout.num_blocks, layout.block
     mass = torch.empty(batch, heads, blocks, blocks, dtype=torch.float32, device=q.device)
-    _mass[(blocks, batch * heads)](
+    _launch(
+        _mass,
+        (blocks, batch * heads),
         q.contiguous(),
         k.contiguous(),
         lse.float().contiguous(),
@@ -65,13 +70,32 @@ def block_mass(q: Tensor, k: Tensor, layout: Layout, scale: float, lse: Tensor) 
         scale * LOG2_E,
         length,
         blocks,
-        B=b,
-        D=dim,
-        WIDTH=max(16, triton.next_power_of_2(dim)),
-        num_warps=4 if b <= 64 else 8,
-        num_stages=3,
+        **tile(b, dim, q.dtype),
     )
     return mass
+
+
+def tile(block: int, dim: int, dtype: torch.dtype) -> dict[str, int]:
+    """Return a tile's constants and how it is launched: in float32 shared memory has no room for the tile to come."""
+    return {
+        "B": block,
+        "D": dim,
+        "WIDTH": max(16, triton.next_power_of_2(dim)),
+        "num_warps": 4 if block <= 64 else 8,
+        "num_stages": 3 if dtype.itemsize == 2 else 1,
+    }
+
+
+def _launch(kernel: Any, grid: tuple[int, int], q: Tensor, *args: Any, **constants: int | bool) -> None:
+    try:
+        kernel[grid](q, *args, **constants)
+    except OutOfResources as error:
+        dtype = str(q.dtype).removeprefix("torch.")
+        raise VgenError(
+            f'The attention kernel "triton" needs {error.required} bytes of {error.name} for blocks of '
+            f"{constants['B']} and heads of {constants['D']} in {dtype}, and this GPU has {error.limit}.",
+            tip="take smaller blocks (block=64), 16 bits (--dtype bfloat16) or another kernel (kernel=flex).",
+        ) from None
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -93,10 +117,10 @@ def _attend(  # type: ignore[no-untyped-def]
     for i in range(tl.load(starts + line), tl.load(starts + line + 1)):
         block = tl.load(keys + i)
         key_at = head * length * D + (block * B + places)[:, None] * D + columns[None, :]
-        scores = tl.dot(queries, tl.trans(tl.load(k + key_at, mask=inside, other=0.0)), input_precision="ieee") * scale
+        scores = tl.dot(queries, tl.trans(tl.load(k + key_at, mask=inside, other=0.0)), input_precision="ieee")
         scores = tl.where(places[None, :] < tl.load(sizes + block), scores, -1e30)
-        highest = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.exp2(scores - highest[:, None])
+        highest = tl.maximum(top, tl.max(scores, 1) * scale)
+        weights = tl.exp2(scores * scale - highest[:, None])  # one fused multiply-add for each score
         factor = tl.exp2(top - highest)
         total = total * factor + tl.sum(weights, 1)
         values = tl.load(v + key_at, mask=inside, other=0.0)
