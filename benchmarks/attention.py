@@ -46,7 +46,8 @@ from vgen.pipelines.bench import in_turns
 from vgen.pipelines.bench.attention import Shape, bench_attention, bench_block
 from vgen.pipelines.evaluate.scores import all_right, gained, read_all, score
 from vgen.pipelines.run import Watch
-from vgen.request import GenerateRequest, Plan, plan
+from vgen.plan import Plan, plan
+from vgen.request import GenerateRequest
 from vgen.toyland.prompts import held_out, truth
 from vgen.toyland.renderer import render
 

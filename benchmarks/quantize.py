@@ -41,11 +41,11 @@ from vgen.pipelines import quantize as pipeline
 from vgen.pipelines import text_to_video
 from vgen.pipelines.evaluate.scores import all_right, deviation, gained, read_all, score
 from vgen.pipelines.run import Watch
+from vgen.plan import Plan
 from vgen.quantization import export
 from vgen.quantization import request as quantizing
 from vgen.quantization.calibration import Statistics
 from vgen.quantization.request import QuantizePlan, QuantizeRequest
-from vgen.request import Plan
 from vgen.sampling import SAMPLERS
 from vgen.sampling.guidance import classifier_free
 from vgen.toyland.prompts import held_out, truth

@@ -17,7 +17,8 @@ from vgen.cli import flags, progress
 from vgen.cli.progress import say
 from vgen.cli.results import Format
 from vgen.errors import UsageError
-from vgen.request import GenerateRequest, plan
+from vgen.plan import plan
+from vgen.request import GenerateRequest
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Sparse attention: methods, pictures, plans.")
 

@@ -15,7 +15,8 @@ from vgen.cli.progress import say
 from vgen.cli.results import Format
 from vgen.errors import UsageError, VgenError
 from vgen.pipelines import compare as comparison
-from vgen.request import GenerateRequest, plan
+from vgen.plan import plan
+from vgen.request import GenerateRequest
 
 app = typer.Typer(add_completion=False)
 

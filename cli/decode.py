@@ -13,7 +13,7 @@ from vgen.batch import PlannedLine
 from vgen.cli import edits, flags, progress, results
 from vgen.cli.results import Format
 from vgen.pipelines import run
-from vgen.request import plan
+from vgen.plan import plan
 
 app = typer.Typer(add_completion=False)
 

@@ -11,7 +11,7 @@ from vgen import manifest, outputs
 from vgen.cli import edits, flags, progress
 from vgen.cli.progress import say
 from vgen.cli.results import Format
-from vgen.editing.request import plan as planned
+from vgen.editing.plan import plan as planned
 from vgen.errors import UsageError
 
 app = typer.Typer(add_completion=False)

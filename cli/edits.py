@@ -13,8 +13,10 @@ from vgen import batch, manifest, naming, outputs
 from vgen.cli import flags, results
 from vgen.cli.progress import say
 from vgen.cli.results import Format
-from vgen.editing.request import EditPlan, EditRequest
+from vgen.editing.plan import EditPlan
+from vgen.editing.request import EditRequest
 from vgen.errors import UsageError, VgenError
+from vgen.integrity import clip_sha256
 from vgen.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -112,11 +114,9 @@ def request(fields: dict[str, Any], from_: Path | None) -> tuple[EditRequest, Ma
     if made_by.get("task") != "edit":
         raise UsageError(f"{from_} was not made by vgen edit.", tip=f"run it again with: vgen generate --from {from_}")
     asked = EditRequest.from_dict(batch.merge(made_by["request"], fields))
-    from vgen.editing.request import content
-
     was = {"video": asked.video, "noise": asked.noise}
     for name, path in was.items():
-        if path is not None and name not in fields and content(path) != made_by.get(f"{name}_sha256"):
+        if path is not None and name not in fields and clip_sha256(path) != made_by.get(f"{name}_sha256"):
             raise VgenError(f"{path} has changed since the video was made.", tip="give the file that it was made of.")
     return asked, made_by
 

@@ -11,8 +11,8 @@ from vgen import outputs
 from vgen.cli import edits, flags, progress
 from vgen.cli.progress import say
 from vgen.cli.results import Format
+from vgen.editing.plan import plan as planned
 from vgen.editing.request import EditRequest
-from vgen.editing.request import plan as planned
 from vgen.errors import UsageError
 
 app = typer.Typer(add_completion=False)

@@ -13,7 +13,7 @@ from vgen.attention.patterns import Pattern, Site
 from vgen.errors import UsageError
 from vgen.pipelines import run
 from vgen.pipelines.run import Watch
-from vgen.request import Plan
+from vgen.plan import Plan
 
 if TYPE_CHECKING:
     import numpy as np

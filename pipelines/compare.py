@@ -11,7 +11,7 @@ from vgen import files
 from vgen.errors import UsageError
 from vgen.pipelines import run
 from vgen.pipelines.run import Watch
-from vgen.request import Plan
+from vgen.plan import Plan
 
 if TYPE_CHECKING:
     from vgen.backbones import Backbone

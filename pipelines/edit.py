@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgen import files, manifest
+from vgen import manifest
+from vgen.editing import inversions
 from vgen.editing import latents as kept
-from vgen.editing import request as asked
-from vgen.editing.request import EditPlan, EditRequest
+from vgen.editing.plan import EditPlan
+from vgen.editing.plan import plan as planned
+from vgen.editing.request import EditRequest
 from vgen.errors import VgenError
+from vgen.integrity import clip_sha256
 from vgen.pipelines import run
 from vgen.pipelines.edit_work import Edited, Work, hashes
 from vgen.pipelines.run import Job, Report, Watch
 from vgen.pipelines.text_to_video import Generation
-from vgen.request import Plan
+from vgen.plan import Plan
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vgen.backbones import Backbone
 
 SIDE_BY_SIDE = ".compare.mp4"
@@ -47,7 +51,7 @@ def decoding(latents: Path, output: Path, changes: Mapping[str, Any]) -> Job:
     facts = kept.read(latents)[0]
     request = EditRequest.from_dict({**facts["request"], **changes})
     # The noise has done its part, and an edit that was begun on several GPUs is decoded on one.
-    plan = asked.plan(replace(request, noise=None, gpus=None, context_parallel=None))
+    plan = planned(replace(request, noise=None, gpus=None, context_parallel=None))
     plan = replace(plan, request=replace(plan.request, noise=request.noise))
     for name in ("video", "mask"):
         if facts["hashes"].get(f"{name}_sha256") != hashes(plan).get(f"{name}_sha256"):
@@ -129,37 +133,31 @@ def invert(
     Returns what was measured, the seconds per stage, and what sparse attention did.
     """
     import torch
-    from safetensors.torch import save
 
     work = Work(plan, backbone, watch, output.parent)
-    noises, features = [], {}
+    noises: list[Tensor] = []
+    features: list[dict[str, Tensor]] = []
     with torch.inference_mode(), work.attending():
         work.encode_prompts()
-        for number, window in enumerate(plan.windows):
+        for window in plan.windows:
             with work.stages("encode"):
                 data = work.encode(window)
             sharing = work.sharing()
             noise = work.invert(data, sharing)
             work.round_trip(data, noise)
             noises.append(noise.cpu())
-            if sharing.schedule.num_features:
-                for name in sharing.store.names():
-                    value = sharing.store.get(name)
-                    assert value is not None
-                    features[f"features.{number}.{name}"] = value.contiguous()
+            stored = {name: sharing.store.get(name) for name in sharing.store.names()}
+            features.append({name: value for name, value in stored.items() if value is not None})
             sharing.store.close()
         facts = {
             "request": plan.to_dict() | {"dtype": backbone.runtime.dtype},
-            "video_sha256": asked.content(plan.request.video),
+            "video_sha256": clip_sha256(plan.request.video),
             "checkpoint": manifest.identity(backbone.checkpoint),
             "sigmas": work.sigmas.tolist(),
             "measures": work.measures,
         }
         with work.stages("write"):
-            metadata = {"vgen": asked.INVERSION, "facts": json.dumps(facts)}
-            content = save({"noise": torch.cat(noises), **features}, metadata)
-            with files.atomic(output) as part:
-                part.write_bytes(content)
+            inversions.save(output, facts, noises, features)
     return work.measures, work.stages.timings, work.attention()
 
 

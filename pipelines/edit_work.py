@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from vgen import manifest, runtime
 from vgen.backbones import Shot
+from vgen.editing import inversions
 from vgen.editing import latents as kept
-from vgen.editing import request as asked
 from vgen.editing.methods import FlowEdit, Inversion, SDEdit
+from vgen.editing.plan import EditPlan
 from vgen.editing.putting_back import maps, measured, put_back
-from vgen.editing.request import EditPlan
 from vgen.errors import VgenError
+from vgen.integrity import clip_sha256
 from vgen.pipelines import text_to_video
 from vgen.pipelines.run import Watch
 from vgen.sampling.flow import OnStep, Velocity
@@ -137,9 +138,9 @@ class Work:
         if schedule.num_features and "store_bytes" not in self.measures:
             self._say_store(needed, method.store)
         store = sharing.STORES[method.store](self.beside)
-        if number is not None and schedule.num_features:
+        if number is not None and self.plan.request.noise is not None and schedule.num_features:
             wanted = {sharing.label(key) for key in schedule.read if key is not None}
-            for name, value in self._file_features(number):
+            for name, value in inversions.features_of(self.plan.request.noise, number):
                 if name.rpartition("-")[0] in wanted:
                     store.put(name, value)
         return sharing.Sharing(found, schedule, store)
@@ -346,7 +347,7 @@ class Work:
     def _facts(self) -> dict[str, Any]:
         """What the inversion's file says, once it was compared with this model."""
         assert self.plan.request.noise is not None
-        facts = asked.read_inversion(self.plan.request.noise)
+        facts = inversions.facts_of(self.plan.request.noise)
         now = manifest.identity(self.backbone.checkpoint)
         if any(facts["checkpoint"].get(name) != now.get(name) for name in ("files", "loras")):
             raise VgenError(f"{self.plan.request.noise} was made by other weights.", tip="invert the clip again.")
@@ -356,21 +357,8 @@ class Work:
         return facts
 
     def _file_noise(self, number: int) -> Tensor:
-        from safetensors import safe_open
-
-        assert self._facts
-        with safe_open(self.plan.request.noise, framework="pt") as file:
-            noise: Tensor = file.get_slice("noise")[number : number + 1]
-        return noise
-
-    def _file_features(self, number: int) -> Iterator[tuple[str, Tensor]]:
-        from safetensors import safe_open
-
-        prefix = f"features.{number}."
-        with safe_open(self.plan.request.noise, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - no mapping
-                if name.startswith(prefix):
-                    yield name.removeprefix(prefix), file.get_tensor(name)
+        assert self._facts and self.plan.request.noise is not None
+        return inversions.noise_of(self.plan.request.noise, number)
 
 
 def hashes(plan: EditPlan) -> dict[str, str | None]:
@@ -378,4 +366,4 @@ def hashes(plan: EditPlan) -> dict[str, str | None]:
     given = {"video": plan.request.video, "noise": plan.request.noise}
     if plan.mask is not None and plan.request.mask is not None:
         given["mask"] = Path(plan.request.mask)
-    return {f"{name}_sha256": asked.content(path) if path else None for name, path in given.items()}
+    return {f"{name}_sha256": clip_sha256(path) if path else None for name, path in given.items()}

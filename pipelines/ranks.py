@@ -17,7 +17,7 @@ from vgen import checkpoints, errors, outputs, runtime
 from vgen.errors import UsageError, VgenError
 from vgen.pipelines import run
 from vgen.pipelines.run import Job, Report, Watch
-from vgen.request import check_parallel
+from vgen.plan import check_parallel
 
 # Shows the progress of so many jobs; a function of a module, since every process imports it anew.
 Shown = Callable[[int], AbstractContextManager[Watch]]

@@ -16,7 +16,7 @@ from vgen import attention, checkpoints, files, hub, loras, manifest, offloading
 from vgen.batch import Failure, PlannedLine
 from vgen.errors import VgenError, is_out_of_memory
 from vgen.performance import Settings
-from vgen.request import Plan, settle
+from vgen.plan import Plan, settle
 
 if TYPE_CHECKING:
     from torch import Tensor

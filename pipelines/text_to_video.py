@@ -18,12 +18,13 @@ from vgen.conditioning import given
 from vgen.conditioning.frames import GivenImages, ImageCondition
 from vgen.conditioning.images import cut_note, fit_image, open_image
 from vgen.errors import VgenError
-from vgen.request import GenerateRequest, Plan, read_interval
-from vgen.request import plan as planned
+from vgen.plan import Plan
+from vgen.plan import plan as planned
+from vgen.request import GenerateRequest
 from vgen.runtime import noise_generator, synchronize
 from vgen.sampling import SAMPLERS, bind
 from vgen.sampling.flow import OnStep
-from vgen.sampling.guidance import classifier_free
+from vgen.sampling.guidance import classifier_free, read_interval
 from vgen.sampling.schedule import at_timesteps
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from torch import nn
 
 from vgen import backbones
 from vgen.checkpoints import resolve
-from vgen.request import GenerateRequest, Plan, plan
+from vgen.plan import Plan, plan
+from vgen.request import GenerateRequest
 from vgen.runtime import choose, noise_generator
 
 TOLERANCE = 1e-5

@@ -18,7 +18,8 @@ from vgen.checkpoints import resolve
 from vgen.conditioning.frames import first_frame
 from vgen.errors import CheckpointError
 from vgen.pipelines.text_to_video import generate
-from vgen.request import GenerateRequest, plan
+from vgen.plan import plan
+from vgen.request import GenerateRequest
 from vgen.runtime import choose, noise_generator
 
 SIGMA = torch.tensor(0.5)

@@ -12,7 +12,8 @@ from PIL import Image
 from vgen import backbones
 from vgen.checkpoints import Checkpoint, catalogue, names, resolve
 from vgen.errors import CheckpointError, UsageError
-from vgen.request import GenerateRequest, plan
+from vgen.plan import plan
+from vgen.request import GenerateRequest
 
 ROOT = Path(__file__).parent.parent
 ON_THE_HUB = [name for name in names() if name != "toyland"]

@@ -19,7 +19,8 @@ from vgen.backbones.cogvideox import CogVideoX
 from vgen.checkpoints import resolve
 from vgen.errors import CheckpointError, UsageError
 from vgen.pipelines.text_to_video import generate
-from vgen.request import GenerateRequest, plan
+from vgen.plan import plan
+from vgen.request import GenerateRequest
 from vgen.runtime import noise_generator
 
 PROMPT = "a red ball moves left"

@@ -14,7 +14,10 @@ HEAVY = ("torch", "numpy", "diffusers", "transformers", "PIL", "huggingface_hub"
 
 
 def test_the_light_modules_load_nothing_heavy() -> None:
-    light = "vgen vgen.errors vgen.request vgen.checkpoints vgen.options vgen.runtime vgen.sampling vgen.backbones"
+    light = (
+        "vgen vgen.errors vgen.request vgen.plan vgen.checkpoints vgen.options vgen.runtime vgen.sampling "
+        "vgen.backbones vgen.editing.request vgen.editing.plan"
+    )
     program = f"""
 import sys
 for name in {light.split()!r}:
@@ -22,7 +25,8 @@ for name in {light.split()!r}:
     heavy = [module for module in {HEAVY!r} if module in sys.modules]
     assert not heavy, (name, heavy)
 from vgen.checkpoints import resolve
-from vgen.request import GenerateRequest, plan
+from vgen.plan import plan
+from vgen.request import GenerateRequest
 plan(GenerateRequest(prompt="a red ball"), resolve("toyland"))
 print([module for module in {HEAVY!r} if module in sys.modules])
 """

@@ -24,7 +24,8 @@ from vgen.conditioning.canvas import Canvas, known_tokens
 from vgen.conditioning.frames import KnownFrames
 from vgen.errors import UsageError, VgenError
 from vgen.pipelines import text_to_video
-from vgen.request import GenerateRequest, Plan, plan
+from vgen.plan import Plan, plan
+from vgen.request import GenerateRequest
 from vgen.runtime import choose
 from vgen.toyland.renderer import render
 from vgen.toyland.scene import sample_clips

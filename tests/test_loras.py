@@ -20,7 +20,8 @@ from vgen import backbones, checkpoints, hub, loras
 from vgen.backbones import lora as on_model
 from vgen.errors import CheckpointError, UsageError, VgenError
 from vgen.pipelines.text_to_video import generate
-from vgen.request import GenerateRequest, Plan, plan
+from vgen.plan import Plan, plan
+from vgen.request import GenerateRequest
 from vgen.runtime import choose, noise_generator
 
 SIZE: dict[str, Any] = {"width": 48, "height": 32, "num_frames": 5, "num_inference_steps": 3}

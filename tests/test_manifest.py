@@ -10,7 +10,8 @@ from PIL import Image
 from vgen import manifest, video
 from vgen.checkpoints import resolve
 from vgen.errors import UsageError, VgenError
-from vgen.request import GenerateRequest, plan
+from vgen.plan import plan
+from vgen.request import GenerateRequest
 from vgen.runtime import Runtime
 
 RUNTIME = Runtime(device="cpu", dtype="float32")

@@ -17,7 +17,8 @@ from vgen import cli, parallel
 from vgen.checkpoints import resolve
 from vgen.errors import UsageError
 from vgen.pipelines import ranks, run
-from vgen.request import GenerateRequest, plan
+from vgen.plan import plan
+from vgen.request import GenerateRequest
 
 CATALOGUE = yaml.safe_load((Path(__file__).parent.parent / "checkpoints.yaml").read_text(encoding="utf-8"))
 

@@ -22,7 +22,8 @@ from vgen.attention.sparse import HOOK, SparseAttention
 from vgen.checkpoints import resolve
 from vgen.errors import UsageError, VgenError
 from vgen.pipelines import text_to_video
-from vgen.request import GenerateRequest, Plan, plan
+from vgen.plan import Plan, plan
+from vgen.request import GenerateRequest
 
 SIZE: dict[str, Any] = {"width": 64, "height": 32, "num_frames": 17, "num_inference_steps": 5}
 WHOLE = "tile:global=99,kernel=reference,block=16"

@@ -17,7 +17,8 @@ from vgen import backbones
 from vgen.checkpoints import resolve
 from vgen.errors import VgenError
 from vgen.pipelines import text_to_video
-from vgen.request import GenerateRequest, Plan, plan
+from vgen.plan import Plan, plan
+from vgen.request import GenerateRequest
 from vgen.runtime import choose, noise_generator
 from vgen.sampling import SAMPLERS
 

@@ -13,7 +13,8 @@ from vgen import backbones, checkpoints, loras
 from vgen.checkpoints import Checkpoint
 from vgen.conditioning import given
 from vgen.errors import UsageError, VgenError, did_you_mean, reason_of
-from vgen.request import GenerateRequest, Plan, plan
+from vgen.plan import Plan, plan
+from vgen.request import GenerateRequest
 
 # The words of the command line's options, where they differ from the request's fields.
 OPTION_WORDS = {"negative": "negative_prompt", "steps": "num_inference_steps", "frames": "num_frames"}
@@ -101,18 +102,13 @@ def plan_lines(lines: Sequence[PromptLine], seeds: Sequence[int]) -> tuple[list[
 
 def _anchored(request: GenerateRequest, checkpoint: Checkpoint) -> GenerateRequest:
     """Return the request with absolute paths and a hub revision: it means the same from any folder on any day."""
-    model = request.model
-    if checkpoint.source == "folder":
-        model = str(checkpoint.folder)
-    elif checkpoint.source == "hub":
-        model = checkpoint.anchored_name
     files: dict[str, Any] = {
         name: value.absolute() for name, value in vars(request).items() if isinstance(value, Path)
     }
     keyframes = [given.keyframe(text) for text in request.interpolate or ()]
     interpolate = tuple(f"{image.absolute()}@{frame}" for image, frame in keyframes) or None
     lora = tuple(map(loras.anchored, request.lora or ())) or None
-    return replace(request, model=model, lora=lora, interpolate=interpolate, **files)
+    return replace(request, model=checkpoint.lasting_name, lora=lora, interpolate=interpolate, **files)
 
 
 def _line(number: int, line: bytes, defaults: Mapping[str, Any], *, is_jsonl: bool) -> PromptLine:

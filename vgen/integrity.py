@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vgen.errors import CheckpointError
+from vgen.errors import CheckpointError, UsageError
 
 # Formats that Python unpickles: reading such a file can run whatever code its author put there.
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
@@ -37,6 +37,16 @@ def sha256(path: Path) -> str:
     """Return the sha256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def clip_sha256(path: Path) -> str:
+    """Return the sha256 of a clip: of a file, or of the names and sha256 of a folder's files. Raises `UsageError`."""
+    if not path.is_dir():
+        if not path.is_file():
+            raise UsageError(f"There is no video {path}.", tip="check the path.")
+        return sha256(path)
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    return hashlib.sha256("".join(f"{file.name}{sha256(file)}" for file in files).encode()).hexdigest()
 
 
 def git_blob_id(path: Path) -> str:

@@ -16,7 +16,8 @@ from vgen import batch, integrity, loras
 from vgen.checkpoints import HASHED_AT_LOAD
 from vgen.conditioning import given
 from vgen.errors import VgenError
-from vgen.request import GenerateRequest, Plan
+from vgen.plan import Plan
+from vgen.request import GenerateRequest
 
 if TYPE_CHECKING:
     from vgen.checkpoints import Checkpoint

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vgen import backbones, checkpoints, quantization, request, runtime
+from vgen import backbones, checkpoints, quantization, runtime
 from vgen.errors import UsageError
 from vgen.pipelines.bench import check_memory, in_turns
+from vgen.plan import Plan, plan
 from vgen.quantization import layers
-from vgen.request import GenerateRequest, Plan
+from vgen.request import GenerateRequest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,7 +59,7 @@ def bench_quantize(
     check_memory(max(tokens, default=0) * 4 * max(map(sum, SHAPES)), chosen.device)
     made = None
     if model is not None:
-        made = request.plan(GenerateRequest(prompt=PROMPT, model=model, seed=1), checkpoints.resolve(model))
+        made = plan(GenerateRequest(prompt=PROMPT, model=model, seed=1), checkpoints.resolve(model))
     found: dict[str, Any] = {
         "machine": {
             "device": chosen.device,

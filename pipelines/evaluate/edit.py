@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from vgen import batch, manifest, outputs
 from vgen.batch import PromptLine
-from vgen.editing import request as editing
+from vgen.editing.plan import plan as edit_plan
 from vgen.editing.request import EditRequest
 from vgen.errors import UsageError, did_you_mean
 from vgen.pipelines.evaluate.scores import mean_flicker, read_all, share, wrong
 from vgen.pipelines.evaluate.trials import REAL, Evaluation, Findings, Task, Trial, rendered
 from vgen.pipelines.run import Job, Watch
-from vgen.request import GenerateRequest, Plan
+from vgen.plan import Plan
+from vgen.request import GenerateRequest
 from vgen.toyland.prompts import ATTRIBUTES, Prompt, full_caption, held_out, truth
 from vgen.toyland.scene import COLOURS, SCENES, SHAPES, Clip
 
@@ -156,7 +157,7 @@ def edited(
     fields = {
         name: value for name, value in WAYS[way].items() if name not in ("num_inference_steps", "guidance_scale")
     }
-    asked = editing.plan(
+    asked = edit_plan(
         EditRequest(
             video=clip,
             source=source,

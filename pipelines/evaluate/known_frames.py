@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from vgen import checkpoints, outputs
-from vgen.conditioning import given
+from vgen.conditioning import given, known_frames
 from vgen.errors import UsageError, did_you_mean
 from vgen.pipelines.evaluate.scores import COLUMNS, decibels, mean_flicker, read_all, score, wrong
 from vgen.pipelines.evaluate.trials import Evaluation, Findings, Task, Trial, planned, rendered
-from vgen.request import KNOWN_FRAMES, GenerateRequest, Plan, plan
+from vgen.plan import Plan, plan
+from vgen.request import GenerateRequest
 from vgen.toyland.prompts import Prompt, truth
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def trials(asked: Evaluation) -> list[Trial]:
                 f'There is no use of known frames "{name}".{did_you_mean(name, USES)}', tip=f"use {', '.join(USES)}."
             )
     checkpoint = checkpoints.resolve(asked.model)
-    ways = KNOWN_FRAMES if checkpoint.can.known_frames else ("reinject",)
+    ways = known_frames.WAYS if checkpoint.can.known_frames else ("reinject",)
     uses = [name for name in USES if not asked.only or name in asked.only]
     plain = plan(GenerateRequest(prompt=asked.prompts[0].text, model=asked.model, seed=0, **asked.fields), checkpoint)
     sources = [source_of(asked.folder, index, plain) for index in range(asked.num_prompts)]

@@ -12,7 +12,8 @@ from vgen import batch, checkpoints, manifest
 from vgen.batch import PromptLine
 from vgen.errors import UsageError, VgenError
 from vgen.pipelines.run import Job
-from vgen.request import GenerateRequest, Plan
+from vgen.plan import Plan
+from vgen.request import GenerateRequest
 from vgen.toyland.prompts import Prompt, held_out
 
 if TYPE_CHECKING:

@@ -139,6 +139,11 @@ class Checkpoint:
         name = self.name.partition("@")[0]
         return f"{name}@{self.revision}" if self.source == "hub" and self.revision else name
 
+    @property
+    def lasting_name(self) -> str:
+        """The name or folder that means this checkpoint from any folder on any day."""
+        return str(self.folder) if self.source == "folder" else self.anchored_name
+
     def weights_gb(self, *, offload: bool = False, dtype: str = "bfloat16") -> float | None:
         """Return what the weights take in memory, in 10^9 bytes: the VAE in float32, the rest in `dtype`.
 

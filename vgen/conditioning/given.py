@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vgen.conditioning.canvas import Canvas
-    from vgen.request import Plan
+    from vgen.plan import Plan
     from vgen.video import Frames
 
 

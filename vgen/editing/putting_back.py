@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vgen.editing.request import EditPlan
+from vgen.editing.plan import EditPlan
 
 if TYPE_CHECKING:
     import numpy as np

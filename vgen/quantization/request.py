@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import vgen
-from vgen import backbones, batch, checkpoints, integrity, manifest, quantization, request, runtime
+from vgen import backbones, batch, checkpoints, integrity, manifest, quantization, runtime
 from vgen.checkpoints import Checkpoint
 from vgen.errors import UsageError, VgenError, did_you_mean
+from vgen.plan import Plan
+from vgen.plan import plan as planned
 from vgen.quantization import LayerFormat, Scheme, export, layers
 from vgen.quantization.export import Sizes
 from vgen.quantization.layers import Layer
-from vgen.request import GenerateRequest, Plan
+from vgen.request import GenerateRequest
 from vgen.toyland.prompts import Prompt, held_out
 
 STEPS = 10  # of a video that is made to calibrate
@@ -256,7 +258,7 @@ def _compared_prompts(asked: QuantizeRequest, checkpoint: Checkpoint) -> list[Pr
 
 
 def _video(asked: QuantizeRequest, checkpoint: Checkpoint, prompt: str, seed: int, steps: int | None) -> Plan:
-    return request.plan(
+    return planned(
         GenerateRequest(
             prompt=prompt,
             model=asked.model,

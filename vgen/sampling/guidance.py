@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
+from vgen.errors import UsageError
 from vgen.sampling.flow import Velocity
 
 if TYPE_CHECKING:
@@ -46,3 +48,20 @@ def classifier_free(
         return unconditional + scale * (conditional - unconditional)
 
     return guided
+
+
+def read_interval(text: str) -> tuple[float, float]:
+    """Return LOW and HIGH of `LOW-HIGH`, sigmas from 0 to 1: there is guidance where LOW < sigma <= HIGH.
+
+    Kynkäänniemi et al. 2024 (arXiv:2404.07724). Raises `UsageError`.
+    """
+    try:
+        low, high = map(float, text.split("-"))
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not 0 <= low < high <= 1:
+        raise UsageError(
+            f'"{text}" is no interval of noise levels.',
+            tip="give LOW-HIGH, from 0 (a clean video) to 1 (noise), such as 0.8-1; 0-1 is guidance everywhere.",
+        )
+    return low, high
