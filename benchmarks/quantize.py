@@ -43,9 +43,10 @@ from vgen.pipelines.evaluate.scores import all_right, deviation, gained, read_al
 from vgen.pipelines.run import Watch
 from vgen.plan import Plan
 from vgen.quantization import export
-from vgen.quantization import request as quantizing
+from vgen.quantization import plan as quantizing
 from vgen.quantization.calibration import Statistics
-from vgen.quantization.request import QuantizePlan, QuantizeRequest
+from vgen.quantization.plan import QuantizePlan
+from vgen.quantization.request import QuantizeRequest
 from vgen.sampling import SAMPLERS
 from vgen.sampling.guidance import classifier_free
 from vgen.toyland.prompts import held_out, truth

@@ -14,8 +14,9 @@ from vgen.cli.results import Format
 from vgen.errors import CheckpointError
 from vgen.hub import readable
 from vgen.pipelines import quantize as pipeline
-from vgen.quantization import request as quantizing
-from vgen.quantization.request import QuantizePlan, QuantizeRequest
+from vgen.quantization import plan as quantizing
+from vgen.quantization.plan import QuantizePlan
+from vgen.quantization.request import QuantizeRequest
 
 app = typer.Typer(add_completion=False)
 

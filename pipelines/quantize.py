@@ -12,7 +12,7 @@ from vgen.pipelines.quantize_report import Made, json_safe
 from vgen.pipelines.run import Watch
 from vgen.quantization import LayerFormat, export, layers
 from vgen.quantization.layers import Layer
-from vgen.quantization.request import QuantizePlan
+from vgen.quantization.plan import QuantizePlan
 from vgen.quantization.unfinished import Unfinished
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from vgen import manifest, quantization
 from vgen.quantization import LayerFormat, export
 from vgen.quantization.export import Sizes
 from vgen.quantization.layers import Layer
-from vgen.quantization.request import QuantizePlan
+from vgen.quantization.plan import QuantizePlan
 from vgen.toyland.prompts import truth
 
 if TYPE_CHECKING:

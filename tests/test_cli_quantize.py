@@ -17,16 +17,18 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from tests import tiny_lora, tiny_ltx_video
-from vgen import backbones, checkpoints, cli, manifest, request, runtime
+from vgen import backbones, checkpoints, cli, manifest, runtime
 from vgen.errors import CheckpointError, UsageError, VgenError
 from vgen.pipelines import quantize as pipeline
 from vgen.pipelines import quantize_report, text_to_video
 from vgen.pipelines.run import Watch
+from vgen.plan import plan as plan_video
 from vgen.quantization import calibration, export, kernels, layers, page, precision
-from vgen.quantization import request as quantizing
+from vgen.quantization import plan as quantizing
 from vgen.quantization.layers import CROSS, FEED_FORWARD, SELF, Layer
 from vgen.quantization.linear import QuantizedLinear
-from vgen.quantization.request import QuantizePlan, QuantizeRequest
+from vgen.quantization.plan import QuantizePlan
+from vgen.quantization.request import QuantizeRequest
 from vgen.request import GenerateRequest
 from vgen.toyland.prompts import held_out
 
@@ -71,7 +73,7 @@ def run(*command: object) -> Result:
 
 def latents(backbone: Any, model: Path) -> torch.Tensor:
     checkpoint = checkpoints.resolve(str(model))
-    made = request.plan(GenerateRequest(prompt="a red ball", model=str(model), seed=3, **SIZE), checkpoint)
+    made = plan_video(GenerateRequest(prompt="a red ball", model=str(model), seed=3, **SIZE), checkpoint)
     return text_to_video.generate(made, backbone).latents
 
 
@@ -279,7 +281,7 @@ def test_loras_are_quantized_with_the_weights_that_they_change(tiny_checkpoint: 
         return made.float()
 
     asked_for = GenerateRequest(prompt="a red ball", model=str(tiny_checkpoint), lora=(f"{style}:0.5",))
-    merged = weight(request.plan(asked_for, checkpoints.resolve(str(tiny_checkpoint))).checkpoint)
+    merged = weight(plan_video(asked_for, checkpoints.resolve(str(tiny_checkpoint))).checkpoint)
     found, plain = (weight(checkpoints.resolve(str(tmp_path / name))) for name in ("style", "plain"))
     assert (found - merged).abs().max() < merged.abs().max() / 250 < (plain - merged).abs().max()
     (told,) = json.loads((tmp_path / "style" / "report.json").read_text())["parent"]["loras"]
