@@ -109,7 +109,7 @@ def request(fields: dict[str, Any], from_: Path | None) -> tuple[EditRequest, Ma
     Raises `VgenError` where that is of no edit, or its clip is another now.
     """
     if from_ is None:
-        return EditRequest.from_dict({"video": None, **fields}), None
+        return EditRequest.from_dict(fields), None
     made_by = manifest.read(from_)
     if made_by.get("task") != "edit":
         raise UsageError(f"{from_} was not made by vgen edit.", tip=f"run it again with: vgen generate --from {from_}")

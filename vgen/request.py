@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from vgen.errors import UsageError
+from vgen.errors import UsageError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class GenerateRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the request as values that JSON can hold."""
-        return {field.name: json_safe(getattr(self, field.name)) for field in fields(self)}
+        return to_json(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GenerateRequest:
@@ -72,13 +72,10 @@ class GenerateRequest:
 
         Raises `UsageError` when the prompt is missing, a field is unknown or a value is of another type.
         """
-        known = {field.name: str(field.type) for field in fields(cls)}
-        unknown = [key for key in values if key not in known]
-        if unknown:
-            raise UsageError(f'A request has no field "{unknown[0]}".', tip=f"its fields are: {', '.join(known)}.")
-        if "prompt" not in values:
+        read = from_json(cls, values)
+        if "prompt" not in read:
             raise UsageError("The request has no prompt.", tip='give it one: {"prompt": "..."}.')
-        return cls(**{key: from_json(key, known[key], value) for key, value in values.items()})
+        return cls(**read)
 
 
 def json_safe(value: Any) -> Any:
@@ -88,7 +85,27 @@ def json_safe(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def from_json(key: str, declared: str, value: Any) -> Any:
+def to_json(request: Any) -> dict[str, Any]:
+    """Return the fields of a request, a dataclass, as JSON can hold them."""
+    return {field.name: json_safe(getattr(request, field.name)) for field in fields(request)}
+
+
+def from_json(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values from JSON as the fields of a dataclass have them.
+
+    Raises `UsageError` for a field that is unknown and a value of another type.
+    """
+    known = {field.name: str(field.type) for field in fields(kind)}
+    for key in values:
+        if key not in known:
+            raise UsageError(
+                f'A request has no field "{key}".{did_you_mean(key, known)}',
+                tip=f"its fields are: {', '.join(known)}.",
+            )
+    return {key: _as_declared(key, known[key], value) for key, value in values.items()}
+
+
+def _as_declared(key: str, declared: str, value: Any) -> Any:
     """Return a JSON value as a field's declared type ("int | None") has it; raise `UsageError` for another type."""
     expected = declared.removesuffix(" | None")
     if value is None and declared != expected:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
@@ -50,7 +51,7 @@ class Shot:
 
 
 class Backbone(Protocol):
-    """A loaded checkpoint. Latents are float32 [B, C, T, h, w] on the runtime's device.
+    """A loaded checkpoint, from which every family inherits. Latents are float32 [B, C, T, h, w] on its device.
 
     A model of more than frames packs the rest into the same tensor, behind the frames in T, so that samplers, guidance
     and known frames are the same for all; only the backbone takes them apart.
@@ -59,38 +60,50 @@ class Backbone(Protocol):
     checkpoint: Checkpoint
     runtime: Runtime
     # Whether text is before the video's tokens in joint self-attention; else it is behind them.
-    text_comes_first: bool
+    text_comes_first: bool = False
 
+    @abstractmethod
     def encode_prompt(self, prompts: Sequence[str], images: GivenImages | None = None) -> list[TextCondition]:
         """Return what `velocity` takes, for each of the prompts.
 
         `images` are given with the prompt that tells of them, and not with a negative one: some text encoders see.
         """
 
+    @abstractmethod
     def encode_images(self, images: GivenImages, shot: Shot) -> ImageCondition:
         """Return what given images are to the loop and to `velocity`, for a shot of their size."""
 
+    @abstractmethod
     def unknown_words(self, prompt: str) -> list[str]:
         """Return the words of a prompt that the tokenizer does not know, each once, in order."""
 
+    @abstractmethod
     def num_tokens(self, prompt: str) -> int:
         """Return how many tokens a prompt has before it is cut to what the model reads."""
 
+    @abstractmethod
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Return (C, T, h, w) for a video of frames and pixels."""
 
     def noise(self, shot: Shot) -> Tensor:
-        """Return the latents [1, C, T, h, w] that a shot starts from."""
+        """Return the noise [1, C, T, h, w] that a shot starts from."""
+        from vgen.backbones.components import normal_noise
 
+        shape = self.latent_shape(shot.num_frames, shot.height, shot.width)
+        return normal_noise(shape, shot, self.runtime.device)
+
+    @abstractmethod
     def sigmas(self, num_inference_steps: int, shot: Shot) -> Tensor:
         """Return the checkpoint's own schedule for a shot, float32 [N + 1], from noise to 0."""
 
+    @abstractmethod
     def native_scheduler(self, num_inference_steps: int, shot: Shot) -> Scheduler:
         """Return the checkpoint's own scheduler for `sigmas`, which serves one video.
 
         Raises `CheckpointError` where it cannot be stepped from the velocities of a flow.
         """
 
+    @abstractmethod
     def velocity(
         self,
         latents: Tensor,
@@ -109,29 +122,37 @@ class Backbone(Protocol):
         """
 
     def is_below_boundary(self, sigma: Tensor) -> bool:
-        """Return whether a checkpoint's second transformer runs at a sigma; asked only where there are two."""
+        """Return whether a checkpoint's second transformer runs at a sigma; False where there is one."""
+        return False
 
+    @abstractmethod
     def encode_frames(self, frames: Tensor, generator: Generator | None = None) -> Tensor:
         """Return latents for frames uint8 [B, F, H, W, 3]: their mean, or drawn as the stock pipeline draws them."""
 
+    @abstractmethod
     def decode(self, latents: Tensor, shot: Shot) -> Tensor:
         """Return frames uint8 [B, F, H, W, 3] for latents of a shot."""
 
     def decode_sound(self, latents: Tensor, shot: Shot) -> Sound | None:
         """Return the sound track of one video's latents; None from a model that makes none."""
+        return None
 
+    @abstractmethod
     def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return (T, H, W), the video's tokens in self-attention, of which W are neighbours in the sequence."""
 
     def num_text_tokens(self) -> int:
-        """Return how many text tokens are in the sequence of self-attention, padding included; 0 where there are none.
+        """Return how many text tokens are in the sequence of self-attention, padding included.
 
-        0 where the text is only cross-attended.
+        0 where the text is only attended to in attention of its own.
         """
+        return 0
 
+    @abstractmethod
     def blocks(self) -> list[nn.Module]:
         """Return the transformer's blocks in the order in which they run: where adapters attach."""
 
+    @abstractmethod
     def attention_slots(self) -> list[nn.Module]:
         """Return the self-attention modules in the order in which they run; each takes `set_processor`."""
 

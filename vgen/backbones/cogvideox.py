@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vgen.backbones import Shot
+from vgen.backbones import Backbone, Shot
 from vgen.backbones.components import decode_or_tile, frames_of, load_component, load_scheduler, model_index, pixels_of
 from vgen.backbones.schedulers import step_options
 from vgen.checkpoints import Checkpoint
@@ -20,7 +20,7 @@ from vgen.errors import CheckpointError
 from vgen.runtime import Runtime
 
 
-class CogVideoX:
+class CogVideoX(Backbone):
     """A CogVideoX checkpoint in diffusers' folder layout, loaded as diffusers loads it.
 
     The model is trained on a variance-preserving diffusion x = alpha * data + beta * noise, alpha^2 + beta^2 = 1, of
@@ -154,10 +154,6 @@ class CogVideoX:
         data, noise = alpha * x - beta * v, alpha * v + beta * x
         return noise - data
 
-    def is_below_boundary(self, sigma: Tensor) -> bool:
-        """Return False: there is one transformer."""
-        return False
-
     def encode_frames(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return latents [B, C, T, h, w] of frames uint8 [B, F, H, W, 3], drawn from the VAE's posterior."""
         posterior = self.vae.encode(pixels_of(frames.to(self.runtime.device)), return_dict=False)[0]
@@ -170,9 +166,6 @@ class CogVideoX:
         padding = latents.shape[2] - self._num_latent_frames(shot.num_frames)
         latents = latents[:, :, padding:] / self.vae.config.scaling_factor
         return frames_of(decode_or_tile(self.vae, latents.to(self.vae.dtype)))
-
-    def decode_sound(self, latents: Tensor, shot: Shot) -> None:
-        """Return None: CogVideoX is silent."""
 
     def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return (T, H, W): for 49 frames of 480 x 720 pixels (13, 30, 45)."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vgen.backbones import Shot
+from vgen.backbones import Backbone, Shot
 from vgen.backbones.components import (
     component_config,
     decode_or_tile,
@@ -18,7 +18,6 @@ from vgen.backbones.components import (
     load_component,
     load_scheduler,
     model_index,
-    normal_noise,
     pixels_of,
 )
 from vgen.backbones.hunyuan_video_text import IMAGE_TOKENS, HunyuanText, PromptEncoder, SeeingPromptEncoder
@@ -34,7 +33,7 @@ INTERLEAVE = {"latent_concat": 2, "token_replace": 4}
 START_NOISE = 0.999
 
 
-class HunyuanVideo:
+class HunyuanVideo(Backbone):
     """A HunyuanVideo checkpoint in diffusers' folder layout, loaded as diffusers loads it.
 
     The transformer and the text encoders are in the runtime's dtype; the VAE, the latents and the velocities are
@@ -50,8 +49,6 @@ class HunyuanVideo:
     velocities are compared at; with "token_replace" diffusers gives it twice as many. And an image of another shape is
     cut, not stretched, before anything sees it.
     """
-
-    text_comes_first = False
 
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime, *, decode_only: bool = False) -> None:
         self.checkpoint = checkpoint
@@ -111,11 +108,6 @@ class HunyuanVideo:
             width // vae.spatial_compression_ratio,
         )
 
-    def noise(self, shot: Shot) -> Tensor:
-        """Return noise float32 [1, C, T, h, w]."""
-        shape = self.latent_shape(shot.num_frames, shot.height, shot.width)
-        return normal_noise(shape, shot, self.runtime.device)
-
     def sigmas(self, num_inference_steps: int, shot: Shot) -> Tensor:
         """Return the scheduler's sigmas of a straight line from 1, float32 [N + 1] on the CPU, falling to 0."""
         set_straight_timesteps(self.scheduler, num_inference_steps)
@@ -161,10 +153,6 @@ class HunyuanVideo:
         )[0]
         return velocity.float()
 
-    def is_below_boundary(self, sigma: Tensor) -> bool:
-        """Return False: there is one transformer."""
-        return False
-
     def encode_frames(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the mean latents [B, C, T, h, w] of frames uint8 [B, F, H, W, 3], scaled."""
         pixels = pixels_of(frames.to(self.runtime.device))
@@ -176,9 +164,6 @@ class HunyuanVideo:
         pixels = decode_or_tile(self.vae, latents.to(self.vae.dtype) / self.vae.config.scaling_factor)
         before = self.vae.config.temporal_compression_ratio if self.image_condition_type == "latent_concat" else 0
         return frames_of(pixels[:, :, before:])
-
-    def decode_sound(self, latents: Tensor, shot: Shot | None = None) -> None:
-        """Return None: HunyuanVideo is silent."""
 
     def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return (T, H, W): for 129 frames of 720 x 1280 pixels (33, 45, 80)."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vgen.backbones import Shot
+from vgen.backbones import Backbone, Shot
 from vgen.backbones.components import (
     decode_or_tile,
     first_frame_channels,
@@ -18,7 +18,6 @@ from vgen.backbones.components import (
     load_component,
     load_scheduler,
     model_index,
-    normal_noise,
     pixels_of,
 )
 from vgen.backbones.schedulers import FlowScheduler, flow_scheduler, set_straight_timesteps, sigmas_of
@@ -74,7 +73,7 @@ def glyph_text(prompt: str) -> str:
     return "".join(f'Text "{text}". ' for text in texts)
 
 
-class HunyuanVideo15:
+class HunyuanVideo15(Backbone):
     """A HunyuanVideo 1.5 checkpoint in diffusers' folder layout, loaded as diffusers loads it.
 
     The transformer and the encoders are in the runtime's dtype; the VAE, the latents and the velocities are float32.
@@ -85,8 +84,6 @@ class HunyuanVideo15:
     asked for, not one that is chosen by its shape, and is cut once. And a step-distilled transformer, which is told
     the time that a step ends at, is told the next of the schedule: it is for the sampler euler.
     """
-
-    text_comes_first = False
 
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime, *, decode_only: bool = False) -> None:
         self.checkpoint = checkpoint
@@ -144,11 +141,6 @@ class HunyuanVideo15:
             width // vae.spatial_compression_ratio,
         )
 
-    def noise(self, shot: Shot) -> Tensor:
-        """Return noise float32 [1, C, T, h, w]."""
-        shape = self.latent_shape(shot.num_frames, shot.height, shot.width)
-        return normal_noise(shape, shot, self.runtime.device)
-
     def sigmas(self, num_inference_steps: int, shot: Shot) -> Tensor:
         """Return the scheduler's sigmas of a straight line from 1, float32 [N + 1] on the CPU, falling to 0."""
         set_straight_timesteps(self.scheduler, num_inference_steps)
@@ -198,10 +190,6 @@ class HunyuanVideo15:
         )[0]
         return velocity.float()
 
-    def is_below_boundary(self, sigma: Tensor) -> bool:
-        """Return False: there is one transformer."""
-        return False
-
     def encode_frames(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the mean latents [B, C, T, h, w] of frames uint8 [B, F, H, W, 3], scaled."""
         pixels = pixels_of(frames.to(self.runtime.device))
@@ -211,9 +199,6 @@ class HunyuanVideo15:
     def decode(self, latents: Tensor, shot: Shot | None = None) -> Tensor:
         """Return frames uint8 [B, F, H, W, 3] of latents [B, C, T, h, w]; in tiles where memory does not suffice."""
         return frames_of(decode_or_tile(self.vae, latents.to(self.vae.dtype) / self.vae.config.scaling_factor))
-
-    def decode_sound(self, latents: Tensor, shot: Shot | None = None) -> None:
-        """Return None: HunyuanVideo is silent."""
 
     def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return (T, H, W): for 121 frames of 480 x 848 pixels (31, 30, 53)."""

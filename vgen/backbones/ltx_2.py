@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vgen.backbones import Shot
+from vgen.backbones import Backbone, Shot
 from vgen.backbones.components import decode_or_tile, frames_of, load_component, load_scheduler, model_index, pixels_of
 from vgen.backbones.ltx_video import pack, unpack
 from vgen.backbones.schedulers import FlowScheduler, flow_scheduler, set_shifted_timesteps, sigmas_of
@@ -32,7 +32,7 @@ class Text:
     mask: Tensor
 
 
-class LTX2:
+class LTX2(Backbone):
     """An LTX-2 checkpoint in diffusers' folder layout, loaded as diffusers loads it.
 
     **Two kinds of latents, one loop.** The transformer denoises video latents and audio tokens together, at the same
@@ -55,8 +55,6 @@ class LTX2:
 
     Raises `CheckpointError` when a component cannot be loaded.
     """
-
-    text_comes_first = False
 
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime, *, decode_only: bool = False) -> None:
         self.checkpoint = checkpoint
@@ -190,10 +188,6 @@ class LTX2:
             unpack(video_velocity.float(), size, config.patch_size_t, config.patch_size), audio_velocity.float()
         )
 
-    def is_below_boundary(self, sigma: Tensor) -> bool:
-        """Return False: there is one transformer."""
-        return False
-
     def encode_frames(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the mean video latents [B, C, T, h, w] of frames uint8 [B, F, H, W, 3], normalised per channel."""
         latents = self.vae.encode(pixels_of(frames.to(self.runtime.device)), return_dict=False)[0].mode()
@@ -228,10 +222,6 @@ class LTX2:
         config = self.transformer.config
         patch = config.patch_size
         return num_latent_frames // config.patch_size_t, latent_height // patch, latent_width // patch
-
-    def num_text_tokens(self) -> int:
-        """Return 0: LTX-2 attends to the text, and video to audio, in attentions of their own."""
-        return 0
 
     def blocks(self) -> list[nn.Module]:
         """Return the transformer's blocks, each of which has a half for video and one for audio."""

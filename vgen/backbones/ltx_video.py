@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vgen.backbones import Shot
+from vgen.backbones import Backbone, Shot
 from vgen.backbones.components import (
     decode_or_tile,
     frames_of,
     load_component,
     load_scheduler,
     model_index,
-    normal_noise,
     pixels_of,
 )
 from vgen.backbones.schedulers import FlowScheduler, flow_scheduler, set_shifted_timesteps, sigmas_of
@@ -34,7 +33,7 @@ class Text:
     mask: Tensor
 
 
-class LTXVideo:
+class LTXVideo(Backbone):
     """An LTX-Video checkpoint in diffusers' folder layout, loaded as diffusers loads it.
 
     Transformer and text encoder are in the runtime's dtype; VAE, latents and velocities are float32. A VAE that is
@@ -42,8 +41,6 @@ class LTXVideo:
     values of `decode_timestep`, and `guidance_rescale`, off by default, are not reproduced. Raises `CheckpointError`
     when a component cannot be loaded.
     """
-
-    text_comes_first = False
 
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime, *, decode_only: bool = False) -> None:
         self.checkpoint = checkpoint
@@ -96,11 +93,6 @@ class LTXVideo:
         num_latent_frames = (num_frames - 1) // self.vae.temporal_compression_ratio + 1
         return self.vae.config.latent_channels, num_latent_frames, height // spatial, width // spatial
 
-    def noise(self, shot: Shot) -> Tensor:
-        """Return noise float32 [1, C, T, h, w]."""
-        shape = self.latent_shape(shot.num_frames, shot.height, shot.width)
-        return normal_noise(shape, shot, self.runtime.device)
-
     def sigmas(self, num_inference_steps: int, shot: Shot) -> Tensor:
         """Return the scheduler's sigmas, float32 [N + 1] on the CPU, larger the more tokens the shot has."""
         self._set_timesteps(num_inference_steps, shot)
@@ -146,10 +138,6 @@ class LTXVideo:
         )[0]
         return self._unpack(velocity.float(), num_frames, height, width)
 
-    def is_below_boundary(self, sigma: Tensor) -> bool:
-        """Return False: there is one transformer."""
-        return False
-
     def encode_frames(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return latents [B, C, T, h, w] of frames uint8 [B, F, H, W, 3], normalised per channel."""
         posterior = self.vae.encode(pixels_of(frames.to(self.runtime.device)), return_dict=False)[0]
@@ -165,19 +153,12 @@ class LTXVideo:
         timestep = latents.new_zeros(latents.shape[0]) if self.vae.config.timestep_conditioning else None
         return frames_of(decode_or_tile(self.vae, latents, timestep))
 
-    def decode_sound(self, latents: Tensor, shot: Shot) -> None:
-        """Return None: LTX-Video is silent."""
-
     def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return (T, H, W): for 161 frames of 512 x 704 pixels (21, 16, 22)."""
         _, num_latent_frames, latent_height, latent_width = self.latent_shape(num_frames, height, width)
         config = self.transformer.config
         patch = config.patch_size
         return num_latent_frames // config.patch_size_t, latent_height // patch, latent_width // patch
-
-    def num_text_tokens(self) -> int:
-        """Return 0: LTX-Video attends to the text in attention of its own."""
-        return 0
 
     def blocks(self) -> list[nn.Module]:
         """Return the transformer's blocks."""

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vgen.backbones import Shot
+from vgen.backbones import Backbone, Shot
 from vgen.backbones.components import (
     decode_or_tile,
     frames_of,
     load_component,
     load_scheduler,
     model_index,
-    normal_noise,
     pixels_of,
 )
 from vgen.backbones.schedulers import FlowScheduler, flow_scheduler, sigmas_of
@@ -26,7 +25,7 @@ from vgen.conditioning.text import clean_prompt, num_tokens, unknown_words
 from vgen.runtime import Runtime
 
 
-class Wan:
+class Wan(Backbone):
     """A Wan checkpoint in diffusers' folder layout, loaded as diffusers loads it.
 
     The transformer and the text encoder are in the runtime's dtype, less the parts that the model keeps in float32;
@@ -36,8 +35,6 @@ class Wan:
     sees what is left of it, so that encoder and VAE see the same picture. And the image encoder is in float32 at any
     dtype of the others.
     """
-
-    text_comes_first = False
 
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime, *, decode_only: bool = False) -> None:
         self.checkpoint = checkpoint
@@ -119,11 +116,6 @@ class Wan:
             width // vae.scale_factor_spatial,
         )
 
-    def noise(self, shot: Shot) -> Tensor:
-        """Return noise float32 [1, C, T, h, w]."""
-        shape = self.latent_shape(shot.num_frames, shot.height, shot.width)
-        return normal_noise(shape, shot, self.runtime.device)
-
     def sigmas(self, num_inference_steps: int, shot: Shot | None = None) -> Tensor:
         """Return the scheduler's own sigmas, float32 [N + 1] on the CPU, falling to 0."""
         self.scheduler.set_timesteps(num_inference_steps)
@@ -192,18 +184,11 @@ class Wan:
         latents = (latents / self._latents_scale + self._latents_mean).to(self.vae.dtype)
         return frames_of(decode_or_tile(self.vae, latents))
 
-    def decode_sound(self, latents: Tensor, shot: Shot | None = None) -> None:
-        """Return None: Wan is silent."""
-
     def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return (T, H, W): for 17 frames of 128 x 128 pixels (5, 8, 8)."""
         _, latent_frames, latent_height, latent_width = self.latent_shape(num_frames, height, width)
         patch_frames, patch_height, patch_width = self.transformer.config.patch_size
         return latent_frames // patch_frames, latent_height // patch_height, latent_width // patch_width
-
-    def num_text_tokens(self) -> int:
-        """Return 0: Wan attends to the text in attention of its own."""
-        return 0
 
     def blocks(self) -> list[nn.Module]:
         """Return the blocks, those of the second transformer after those of the first."""

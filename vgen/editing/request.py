@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vgen.errors import UsageError, did_you_mean
-from vgen.request import from_json, json_safe
+from vgen.errors import UsageError
+from vgen.request import from_json, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class EditRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the request as values that JSON can hold."""
-        return {field.name: json_safe(getattr(self, field.name)) for field in fields(self)}
+        return to_json(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EditRequest:
@@ -68,10 +68,7 @@ class EditRequest:
 
         Raises `UsageError` for a field that is unknown, a value of another type, and without a clip.
         """
-        known = {field.name: str(field.type) for field in fields(cls)}
-        for key in values:
-            if key not in known:
-                raise UsageError(f'An edit has no field "{key}".{did_you_mean(key, known)}')
-        if values.get("video") is None:
+        read = from_json(cls, values)
+        if "video" not in read:
             raise UsageError("The edit has no clip.", tip='name one: vgen edit clip.mp4 --target "...".')
-        return cls(**{key: from_json(key, known[key], value) for key, value in values.items()})
+        return cls(**read)
