@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vgen import checkpoints, outputs
+from vgen import latents as kept
 from vgen.batch import PlannedLine
 from vgen.cli import edits, flags, progress, results
 from vgen.cli.results import Format
@@ -46,7 +47,6 @@ def decode(
     """Finish a run whose decoding failed; its latents stay."""
     from vgen.editing.latents import is_edit
     from vgen.pipelines import edit
-    from vgen.pipelines.text_to_video import load_latents
 
     if is_edit(latents):
         changes = {"device": device, "dtype": dtype, "performance": performance}
@@ -62,7 +62,7 @@ def decode(
             report = run.decode(latents, job, watch=watch)
         edits.show_report(report, job.plan.seed, form)
         return
-    _, request = load_latents(latents)
+    _, request = kept.load(latents)
     # Of the models the VAE alone is loaded: there is nothing to offload.
     request = replace(
         request,

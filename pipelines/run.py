@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vgen import attention, checkpoints, files, hub, loras, manifest, offloading, outputs, quantization, runtime
+from vgen import latents as kept
 from vgen.batch import Failure, PlannedLine
 from vgen.errors import VgenError, is_out_of_memory
 from vgen.performance import Settings
@@ -164,7 +165,7 @@ class _Run:
             latents.unlink(missing_ok=True)
 
         def save(tensor: Tensor) -> None:
-            text_to_video.save_latents(latents, tensor, job.plan)
+            kept.save(latents, tensor, job.plan)
 
         with self.errors_for_people(job.plan, latents):
             backbone = self.load(job.plan)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgen import attention, caching, files, options, outputs
+from vgen import attention, caching, options
+from vgen import latents as kept
 from vgen.backbones import Shot
 from vgen.caching.skipping import Skipped
 from vgen.conditioning import given
@@ -20,7 +20,6 @@ from vgen.conditioning.images import cut_note, fit_image, open_image
 from vgen.errors import VgenError
 from vgen.plan import Plan
 from vgen.plan import plan as planned
-from vgen.request import GenerateRequest
 from vgen.runtime import noise_generator, synchronize
 from vgen.sampling import SAMPLERS, bind
 from vgen.sampling.flow import OnStep
@@ -169,13 +168,13 @@ def sparse_attention(plan: Plan, backbone: Backbone) -> SparseAttention | None:
 
 
 def decode_latents(path: Path, backbone: Backbone, *, on_stage: OnStage | None = None) -> Generation:
-    """Return the video of a latents file that `save_latents` wrote; `timings` has "decode" only.
+    """Return the video of a file of `vgen.latents`; `timings` has "decode" only.
 
     Of a clip that was to go on, it goes on for as many windows as there are.
     """
     import torch
 
-    latents, request = load_latents(path)
+    latents, request = kept.load(path)
     plan = planned(request, backbone.checkpoint)
     shot = shot_of(plan)
     used = given.of(plan)
@@ -199,43 +198,6 @@ def rebuild(plan: Plan, frames: np.ndarray, backbone: Backbone, *, on_stage: OnS
         with stages("decode"):
             rebuilt = backbone.decode(latents, shot_of(plan))[0].cpu().numpy()
     return Generation(frames=rebuilt, latents=latents.cpu(), windows=[rebuilt], timings=stages.timings)
-
-
-def save_latents(path: Path, latents: Tensor, plan: Plan) -> None:
-    """Write latents [N, C, T, h, w] and the plan that made them as safetensors, all of it or nothing.
-
-    Raises `VgenError` where the disk is full or the folder cannot be written to.
-    """
-    from safetensors.torch import save
-
-    metadata = {"vgen": "latents", "request": json.dumps(plan.to_dict())}
-    content = save({"latents": latents.detach().float().contiguous().cpu()}, metadata)
-    with files.atomic(path) as part:
-        part.write_bytes(content)
-
-
-def load_latents(path: Path) -> tuple[Tensor, GenerateRequest]:
-    """Return latents float32 [N, C, T, h, w] and the request, every field given, out of a file of `save_latents`.
-
-    Raises `VgenError` for a file that is missing, damaged or not of this kind.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("vgen") != "latents":
-                raise VgenError(
-                    f"{path} holds no latents of vgen.", tip="give a file that --keep-latents or a failed run left."
-                )
-            return file.get_tensor("latents"), GenerateRequest.from_dict(json.loads(metadata["request"]))
-    except FileNotFoundError as error:
-        raise VgenError(f"There is no file {path}.", tip="check the path.") from error
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise VgenError(
-            f"Cannot read the latents in {path}: {error}",
-            tip=f"give a file that ends in {outputs.LATENTS}; if it does, it is damaged: run again.",
-        ) from error
 
 
 @dataclass

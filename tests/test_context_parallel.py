@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 from tests import tiny_ltx_video, tiny_wan_image
 from tests.parity import TOLERANCE, difference, loaded, planned
 from vgen import cli, context_parallel, manifest, video
-from vgen.pipelines import text_to_video
-from vgen.pipelines.text_to_video import generate, load_latents
+from vgen import latents as kept
+from vgen.pipelines.text_to_video import generate
 
 ROOT = Path(__file__).parent.parent
 NUM_RANKS = 2
@@ -62,7 +62,7 @@ def _rank(rank: int, folders: dict[str, Path], image: Path, store: Path) -> None
         shared.fit(plan.num_frames, plan.height, plan.width)
         latents = generate(plan, backbone).latents
         assert shared.lengths[0] >= shared.lengths[1] > 0
-        text_to_video.save_latents(store.parent / f"{name}.{rank}.safetensors", latents, plan)
+        kept.save(store.parent / f"{name}.{rank}.safetensors", latents, plan)
     distributed.destroy_process_group()
 
 
@@ -101,7 +101,7 @@ def test_ranks_make_the_latents_of_one_process(name: str, folders: dict[str, Pat
     family, _, request = CASES[name]
     expected = generate(_planned(folders[family], image, request), loaded(folders[family])).latents
     for rank in range(NUM_RANKS):
-        latents, _ = load_latents(made / f"{name}.{rank}.safetensors")
+        latents, _ = kept.load(made / f"{name}.{rank}.safetensors")
         assert difference(latents, expected) <= TOLERANCE
 
 
@@ -138,7 +138,7 @@ def test_the_command_line_makes_one_video_with_two_processes(tiny_expanded: Path
     said = ["Loading the model ...", "Reading the prompt ...", "Denoising ...", "Decoding ...", "Writing ..."]
     assert done.stderr.splitlines() == said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.mp4.json", "a.mp4.latents.safetensors"]
-    latents, request = load_latents(tmp_path / "a.mp4.latents.safetensors")
+    latents, request = kept.load(tmp_path / "a.mp4.latents.safetensors")
     one = planned(tiny_expanded, PROMPT, image=image, width=32, height=32, **SMALL)
     assert difference(latents, generate(one, loaded(tiny_expanded)).latents) <= TOLERANCE
     assert (request.gpus, request.context_parallel) == (2, "ulysses")

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from tests import tiny_ltx_2, tiny_ltx_video
 from vgen import backbones, cli, manifest, video
+from vgen import latents as kept
 from vgen.checkpoints import resolve
 from vgen.conditioning import clips, given
 from vgen.conditioning.canvas import Canvas, known_tokens
@@ -239,9 +240,7 @@ def test_a_clip_goes_on_exactly_from_where_it_ends(tiny_expanded: Path) -> None:
 def test_a_finished_clip_can_be_decoded_again(tiny_expanded: Path) -> None:
     made = planned(tiny_expanded, video=clip(7), extend=1.5, num_frames=9, fps=8)
     backbone, path = loaded(tiny_expanded), Path("latents.safetensors")
-    generation = text_to_video.generate(
-        made, backbone, save_latents=lambda latents: text_to_video.save_latents(path, latents, made)
-    )
+    generation = text_to_video.generate(made, backbone, save_latents=lambda latents: kept.save(path, latents, made))
     np.testing.assert_array_equal(text_to_video.decode_latents(path, backbone).frames, generation.frames)
 
 

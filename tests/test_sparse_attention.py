@@ -18,6 +18,7 @@ from torch import Tensor
 from tests import tiny_cogvideox, tiny_hunyuan_video, tiny_hunyuan_video_15, tiny_ltx_2, tiny_ltx_video
 from tests.parity import loaded
 from vgen import attention
+from vgen import latents as kept
 from vgen.attention.sparse import HOOK, SparseAttention
 from vgen.checkpoints import resolve
 from vgen.errors import UsageError, VgenError
@@ -169,7 +170,7 @@ def test_two_processes_that_share_heads_make_the_same_video(tiny_checkpoint: Pat
         command += [*size, "--device", "cpu", "--attention", asked, "--keep-latents", "-o", str(path), *more]
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
         assert done.returncode == 0, done.stderr
-        return text_to_video.load_latents(path.with_name(f"{path.name}.latents.safetensors"))[0]
+        return kept.load(path.with_name(f"{path.name}.latents.safetensors"))[0]
 
     assert (latents() - latents("--gpus", "2")).abs().max().item() <= 1e-4
 

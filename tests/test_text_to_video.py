@@ -14,6 +14,7 @@ from diffusers.pipelines.wan import pipeline_wan, pipeline_wan_i2v
 from PIL import Image
 
 from vgen import backbones
+from vgen import latents as kept
 from vgen.checkpoints import resolve
 from vgen.errors import VgenError
 from vgen.pipelines import text_to_video
@@ -221,11 +222,9 @@ def test_saved_latents_decode_to_the_same_frames(tiny_checkpoint: Path, tmp_path
     backbone = loaded(tiny_checkpoint)
     made = planned(tiny_checkpoint)
     path = tmp_path / "latents.safetensors"
-    generation = text_to_video.generate(
-        made, backbone, save_latents=lambda latents: text_to_video.save_latents(path, latents, made)
-    )
+    generation = text_to_video.generate(made, backbone, save_latents=lambda latents: kept.save(path, latents, made))
     assert [file.name for file in tmp_path.iterdir()] == ["latents.safetensors"]
-    latents, request = text_to_video.load_latents(path)
+    latents, request = kept.load(path)
     assert torch.equal(latents, generation.latents)
     assert plan(request, made.checkpoint) == made
     again = text_to_video.decode_latents(path, backbone)
@@ -244,7 +243,7 @@ def test_a_failed_decode_leaves_the_latents(
     path = tmp_path / "latents.safetensors"
     monkeypatch.setattr(AutoencoderKLWan, "decode", fail)
     with pytest.raises(RuntimeError):
-        text_to_video.generate(made, backbone, save_latents=lambda x: text_to_video.save_latents(path, x, made))
+        text_to_video.generate(made, backbone, save_latents=lambda x: kept.save(path, x, made))
     monkeypatch.undo()
     assert text_to_video.decode_latents(path, backbone).frames.shape == (9, 32, 48, 3)
 
@@ -257,29 +256,29 @@ def test_latents_that_do_not_fit_on_the_disk_are_an_error_and_leave_nothing(
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         with pytest.raises(VgenError, match="Could not write"):
-            text_to_video.save_latents(tmp_path / "latents.safetensors", torch.zeros(1, 16, 3, 16, 16), made)
+            kept.save(tmp_path / "latents.safetensors", torch.zeros(1, 16, 3, 16, 16), made)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(VgenError, match="Could not write"):
-        text_to_video.save_latents(tmp_path / "nowhere" / "latents.safetensors", torch.zeros(1), made)
+        kept.save(tmp_path / "nowhere" / "latents.safetensors", torch.zeros(1), made)
 
 
 def test_files_that_are_no_latents_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     with pytest.raises(VgenError, match="There is no file"):
-        text_to_video.load_latents(tmp_path / "missing.safetensors")
+        kept.load(tmp_path / "missing.safetensors")
     (tmp_path / "text.safetensors").write_text("not latents")
     with pytest.raises(VgenError, match="Cannot read the latents"):
-        text_to_video.load_latents(tmp_path / "text.safetensors")
+        kept.load(tmp_path / "text.safetensors")
     save_file({"latents": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(VgenError, match="holds no latents of vgen"):
-        text_to_video.load_latents(tmp_path / "foreign.safetensors")
+        kept.load(tmp_path / "foreign.safetensors")
     metadata = {"vgen": "latents", "request": json.dumps({"prompt": "a"})}
     save_file({"other": torch.zeros(1)}, tmp_path / "empty.safetensors", metadata=metadata)
     with pytest.raises(VgenError, match="Cannot read the latents"):
-        text_to_video.load_latents(tmp_path / "empty.safetensors")
+        kept.load(tmp_path / "empty.safetensors")
 
 
 def test_values_that_are_not_finite_are_an_error(tiny_checkpoint: Path) -> None:
