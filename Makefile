@@ -48,7 +48,10 @@ toyland: $(INSTALLED)
 	$(BIN)/vgen train base --vae runs/vae/vae --start runs/videos --batch-size 16 --minutes 200 -o runs/longer \
 	  --clips 17x128x128=22000 --clips 1x128x128=24000 --clips 33x240x240=256 --clips 17x128x192=160 \
 	  --learning-rate 1.3e-3 --decay 0.95 --time-mean 1.4 --time-spread 1.1
-	$(BIN)/vgen train export --vae runs/vae/vae --base runs/longer -o vgen/toyland/checkpoint
+	$(BIN)/vgen train base --vae runs/vae/vae --start runs/longer --batch-size 16 --minutes 265 -o runs/large \
+	  --clips 17x128x128=16384 --clips 1x128x128=16384 --clips 1x240x240=4096 --clips 33x240x240=1536 \
+	  --learning-rate 1.3e-3 --decay 0.95 --time-mean 1.2 --time-spread 1.2
+	$(BIN)/vgen train export --vae runs/vae/vae --base runs/large -o vgen/toyland/checkpoint
 
 probes: $(INSTALLED)
 	$(BIN)/vgen train probes --minutes 120 --passed-clips 2560 --passed-heads 4096 --passed-turns 3200 --decay 0.6 -o runs/probes
