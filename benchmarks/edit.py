@@ -33,7 +33,7 @@ from vgen.toyland.renderer import render
 
 # Solver and steps: 30, 60 and 120 evaluations there and back, or nearly so.
 ROUND_TRIPS = {"euler": (15, 30, 60), "fireflow": (14, 29, 59), "rf-solver": (7, 15, 30)}
-FIRST = ("fireflow", "fireflow-kept", "rf-solver", "rf-edit", "flowedit", "sdedit")
+FIRST = ("fireflow", "fireflow-fresh", "rf-solver", "rf-edit", "flowedit", "sdedit")
 
 
 def round_trips(model: str, count: int, dtype: str, kept: Path) -> dict[str, list[float]]:

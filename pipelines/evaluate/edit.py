@@ -46,7 +46,7 @@ CHECKED = 16  # clips of each way whose round trip is measured, too
 # "none", with a mask that is found. "sdedit" is what diffusers' video-to-video pipelines do.
 WAYS: dict[str, dict[str, Any]] = {
     "fireflow": {"method": "fireflow", "num_inference_steps": 15},
-    "fireflow-kept": {"method": "fireflow:fresh=0", "num_inference_steps": 15},
+    "fireflow-fresh": {"method": "fireflow:fresh=0.7", "num_inference_steps": 15},
     "rf-solver": {"method": "rf-solver", "num_inference_steps": 8},
     "rf-edit": {"method": "rf-solver:begin=0.3", "num_inference_steps": 8, "inject": 2},
     "euler": {"method": "euler", "num_inference_steps": 16},

@@ -73,10 +73,9 @@ class RFSolver(Inversion):
 
 @dataclass(frozen=True, kw_only=True)
 class FireFlow(Inversion):
-    """Inversion by FireFlow: second order, one evaluation a step. By default most of a mask's noise is fresh."""
+    """Inversion by FireFlow: second order, one evaluation a step."""
 
     solver: ClassVar[str] = "fireflow"
-    fresh: float = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
