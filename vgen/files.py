@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vgen.errors import VgenError, reason_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -37,6 +41,15 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file as UTF-8, all of it or nothing."""
     with atomic(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors as safetensors as `atomic` does; each is contiguous."""
+    from safetensors.torch import save
+
+    content = save(dict(tensors), dict(metadata))
+    with atomic(path) as part:
+        part.write_bytes(content)
 
 
 def not_written(path: Path, error: OSError) -> VgenError:

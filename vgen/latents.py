@@ -23,12 +23,8 @@ def save(path: Path, latents: Tensor, plan: Plan) -> None:
 
     Raises `VgenError` where the disk is full or the folder cannot be written to.
     """
-    from safetensors.torch import save
-
     metadata = {"vgen": KIND, "request": json.dumps(plan.to_dict())}
-    content = save({"latents": latents.detach().float().contiguous().cpu()}, metadata)
-    with files.atomic(path) as part:
-        part.write_bytes(content)
+    files.write_tensors(path, {"latents": latents.detach().float().contiguous().cpu()}, metadata)
 
 
 def load(path: Path) -> tuple[Tensor, GenerateRequest]:

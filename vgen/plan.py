@@ -308,7 +308,7 @@ def _default_num_frames(request: GenerateRequest, fps: float, checkpoint: Checkp
             f"The clip has {num_frames} frames, and this model takes up to {rules.max_frames}.",
             tip=f"use --frames {rules.max_frames} for its beginning.",
         )
-    return -(-(num_frames - 1) // rules.frame_multiple) * rules.frame_multiple + 1
+    return legal.nearest_num_frames(num_frames, rules)[-1]
 
 
 def _gpus(request: GenerateRequest) -> int | None:

@@ -51,7 +51,7 @@ class Shot:
 
 
 class Backbone(Protocol):
-    """A loaded checkpoint, from which every family inherits. Latents are float32 [B, C, T, h, w] on its device.
+    """A loaded checkpoint; every family inherits from this. Latents are float32 [B, C, T, h, w] on its device.
 
     A model of more than frames packs the rest into the same tensor, behind the frames in T, so that samplers, guidance
     and known frames are the same for all; only the backbone takes them apart.

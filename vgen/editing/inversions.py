@@ -93,11 +93,8 @@ def save(
 ) -> None:
     """Write of each window its noise [1, C, T, h, w] and its features by their names, all of it or nothing."""
     import torch
-    from safetensors.torch import save
 
     tensors = {"noise": torch.cat(list(noises))}
     for number, stored in enumerate(features):
         tensors |= {f"features.{number}.{name}": value.contiguous() for name, value in stored.items()}
-    content = save(tensors, {"vgen": KIND, "facts": json.dumps(facts)})
-    with files.atomic(path) as part:
-        part.write_bytes(content)
+    files.write_tensors(path, tensors, {"vgen": KIND, "facts": json.dumps(facts)})

@@ -38,9 +38,6 @@ def read(path: Path) -> tuple[dict[str, Any], Tensor, Tensor]:
 def save(path: Path, facts: dict[str, Any], latents: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     """Write what is finished of an edit: of each of its parts latents [1, C, T, h, w] and a mask [1, 1, T, h, w]."""
     import torch
-    from safetensors.torch import save
 
     tensors = {"latents": torch.cat(list(latents)).float().contiguous(), "masks": torch.cat(list(masks)).contiguous()}
-    content = save(tensors, {"vgen": KIND, "facts": json.dumps(facts)})
-    with files.atomic(path) as part:
-        part.write_bytes(content)
+    files.write_tensors(path, tensors, {"vgen": KIND, "facts": json.dumps(facts)})

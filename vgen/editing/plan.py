@@ -346,7 +346,7 @@ def _at_rate(
 def _window(request: EditRequest, checkpoint: Checkpoint, count: int, notes: list[str]) -> tuple[int, int]:
     """Return how many frames the model takes at once, and how many are shared by two windows."""
     rules, usual = checkpoint.rules, checkpoint.defaults.num_frames
-    enough = -(-(count - 1) // rules.frame_multiple) * rules.frame_multiple + 1
+    enough = legal.nearest_num_frames(count, rules)[-1]
     window = _given(request.num_frames, min(enough, usual))
     window = legal.closest_num_frames(window, rules)
     overlap = _given(request.overlap, max(0, min(window - 1, (window - 1) // 4)))

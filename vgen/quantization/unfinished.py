@@ -17,7 +17,7 @@ from vgen.errors import VgenError
 from vgen.quantization.layers import Layer
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from vgen.quantization.calibration import Statistics
     from vgen.quantization.linear import QuantizedLinear
@@ -114,11 +114,8 @@ class Unfinished:
 
     def keep_layer(self, layer: Layer, made: QuantizedLinear, errors: Sequence[float]) -> None:
         """Write a quantized layer and its errors."""
-        from safetensors.torch import save
-
-        tensors: dict[str, Tensor] = {name: buffer.cpu().contiguous() for name, buffer in made.named_buffers()}
-        with files.atomic(self._path(layer)) as part:
-            part.write_bytes(save(tensors, {"errors": json.dumps(errors)}))
+        tensors = {name: buffer.cpu().contiguous() for name, buffer in made.named_buffers()}
+        files.write_tensors(self._path(layer), tensors, {"errors": json.dumps(errors)})
 
     def remove(self) -> None:
         """Delete the folder: the run is done."""
